@@ -1,0 +1,81 @@
+"""Checkpoints that survive crashes and signals, and the model folder at the end."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from ldm import model_folder
+from ldm.callbacks.ema import EMA
+from ldm.stages import training
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a crash never destroys the previous checkpoint; loads without executing code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop by a signal; the exit status is 128 + its number."""
+
+
+class GracefulStop(L.Callback):
+    """Ctrl-C and SIGTERM end the run after the current optimizer step with a checkpoint; a second Ctrl-C ends it at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        number = self.received or 0
+        if trainer.world_size > 1 and between_steps:
+            number = int(trainer.strategy.reduce(torch.tensor(number, device=module.device), reduce_op="max"))
+        if number and between_steps:
+            trainer.should_stop = True
+            self.received = number
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class ModelFolder(L.Callback):
+    """Writes the model folder (averaged weights) when training has come to its end."""
+
+    def __init__(self, path: str, half: bool = False) -> None:
+        self.path, self.half = path, half
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        stopped = any(isinstance(c, GracefulStop) and c.received for c in trainer.callbacks)
+        if trainer.is_global_zero and not stopped and not trainer.fast_dev_run:
+            averaged = next((c.averaged for c in trainer.callbacks if isinstance(c, EMA)), {})
+            model_folder.save(module.model, self.path, training.card(module), averaged, self.half)

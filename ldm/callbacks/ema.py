@@ -1,0 +1,72 @@
+"""Exponential moving average of the weights."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+CHECKPOINT_KEY = "ldm"
+
+
+class EMA(L.Callback):
+    """Averages module.model's trainable weights after every optimizer step; validation, prediction and the model folder use them.
+
+    decay is warmed up as min(decay, (1 + step) / (10 + step)).  The checkpoint's state_dict keeps the raw weights.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"the EMA's decay is {decay}; allowed is 0 to less than 1")
+        self.decay = decay
+        self.averaged: dict[str, Tensor] = {}
+        self.step, self.swapped = 0, False
+
+    @staticmethod
+    def _trained(module: L.LightningModule) -> dict[str, Tensor]:
+        model = module.model
+        assert isinstance(model, nn.Module)
+        return {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        weights = self._trained(module)
+        source = self.averaged or weights
+        self.averaged = {name: source[name].detach().clone().to(weights[name]) for name in weights}
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            return  # gradients are still accumulating
+        self.step = trainer.global_step
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        weights = self._trained(module)
+        torch._foreach_lerp_(list(self.averaged.values()), [weights[name] for name in self.averaged], 1 - decay)
+
+    def _swap(self, module: L.LightningModule) -> None:
+        weights = self._trained(module)
+        for name, averaged in self.averaged.items():
+            held = averaged.clone()
+            averaged.copy_(weights[name])
+            weights[name].copy_(held)
+        self.swapped = not self.swapped
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.averaged:
+            self._swap(module)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.swapped:
+            self._swap(module)
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        if self.swapped:
+            self._swap(module)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert not self.swapped, "the checkpoint would hold averaged weights as raw ones"
+        checkpoint.setdefault(CHECKPOINT_KEY, {})["averaged"] = {name: t.detach().clone() for name, t in self.averaged.items()}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.averaged = dict(checkpoint.get(CHECKPOINT_KEY, {}).get("averaged", {}))
+        self.step = int(checkpoint["global_step"])

@@ -1,0 +1,70 @@
+"""What a run shows: progress, pictures, loggers."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import Logger
+from torch import Tensor
+
+from ldm.data.transforms import as_image, grid, to_uint8
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's bar with losses and images per second."""
+
+    def __init__(self, refresh_rate: int = 10) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+        self._images, self._since = 0, time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._images += len(batch["id"]) * trainer.world_size
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        now = time.monotonic()
+        if self._images and now > self._since:
+            metrics["img/s"] = round(self._images / (now - self._since), 1)
+        if now - self._since > 10:
+            self._images, self._since = 0, now
+        return metrics
+
+
+class Pictures(L.Callback):
+    """After each validation: the stage's pictures as PNG in `folder` and in W&B."""
+
+    def __init__(self, folder: str, columns: int = 8) -> None:
+        self.folder, self.columns = folder, columns
+        self._batch: Any = None
+
+    def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if batch_idx == 0:
+            self._batch = batch
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero or self._batch is None:
+            return
+        pictures: dict[str, Tensor] = module.pictures(self._batch)  # type: ignore[operator]
+        for name, images in pictures.items():
+            picture = as_image(grid(to_uint8(images), self.columns))
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            picture.save(Path(self.folder) / f"{name}_{trainer.global_step:07d}.png")
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"val/{name}", [picture])
+
+
+def wandb_logger(project: str = "ldm", save_dir: str = ".", name: str | None = None) -> Logger:
+    """Weights & Biases; offline where there is neither WANDB_API_KEY nor a stored login (upload later with `wandb sync`)."""
+    stored = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    known = bool(os.environ.get("WANDB_API_KEY")) or (stored.is_file() and "wandb" in stored.read_text())
+    Path(save_dir).mkdir(parents=True, exist_ok=True)
+    return WandbLogger(project=project, save_dir=save_dir, name=name, offline=not known)

@@ -1,0 +1,48 @@
+"""Writes what `predict` makes: one PNG per picture, with its settings inside."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ldm.data.transforms import as_image, to_uint8
+from ldm.model_folder import write_atomically
+from ldm.stages.generation import Request
+
+TEXT_KEY = "ldm"
+
+
+def path_of(folder: Path, index: int) -> Path:
+    return folder / f"{index}.png"
+
+
+def settings_in(path: Path) -> dict[str, Any] | None:
+    """What a picture says of how it was made; None for a missing file or somebody else's."""
+    if not path.is_file():
+        return None
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = getattr(image, "text", {}).get(TEXT_KEY)
+    except (OSError, SyntaxError):
+        return None
+    return json.loads(text) if text else None
+
+
+class PictureWriter(L.Callback):
+    """`<index>.png` in `folder` as soon as it is made, on every rank."""
+
+    def __init__(self, folder: Path, settings: Callable[[Request], dict[str, Any]]) -> None:
+        self.folder, self.settings = folder, settings
+
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        for request, pixels in zip(*outputs, strict=True):
+            info, data = PngInfo(), io.BytesIO()
+            info.add_text(TEXT_KEY, json.dumps(self.settings(request), ensure_ascii=True))
+            as_image(to_uint8(pixels)).save(data, format="PNG", pnginfo=info)
+            write_atomically(path_of(self.folder, request.index), data.getvalue())

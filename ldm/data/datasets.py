@@ -1,0 +1,140 @@
+"""Image sources: what ships with the package, and any folder of images."""
+
+import csv
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.data.transforms import as_tensor, read_image
+
+ASSETS = Path(__file__).parent / "assets"
+SUFFIXES = set(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .ppm .pgm .jp2 .avif".split())
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of an image besides its pixels."""
+
+    id: str
+    label: str | None = None
+    text: str = ""
+
+
+class Images(ABC):
+    """N images with their records; `names` are the class names in label order."""
+
+    records: list[Record]
+    size: int
+
+    @abstractmethod
+    def pixels(self, index: int) -> Tensor:
+        """uint8 (3, size, size); ValueError or OSError where the file cannot be read."""
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def names(self) -> list[str]:
+        return sorted({record.label for record in self.records if record.label is not None})
+
+    def fingerprint(self) -> str:
+        """Changes when an image, their order or their size changes."""
+        return hashlib.sha256(f"{type(self).__name__} {self.size} {[r.id for r in self.records]}".encode()).hexdigest()
+
+
+class EmojiImages(Images):
+    """1,911 Noto Emoji (Apache-2.0) on white, 64 px; label "category/subcategory", text the Unicode name."""
+
+    def __init__(self, size: int = 64) -> None:
+        entries = [json.loads(line) for line in (ASSETS / "emoji.jsonl").read_text(encoding="utf-8").splitlines()]
+        self.size = size
+        self.records = [Record(e["char"], f"{e['category']}/{e['subcategory']}", e["name"]) for e in entries]
+
+    def pixels(self, index: int) -> Tensor:
+        row, column = divmod(index, _emoji_sheet().width // 64)
+        tile = _emoji_sheet().crop((column * 64, row * 64, column * 64 + 64, row * 64 + 64))
+        return as_tensor(tile if self.size == 64 else tile.resize((self.size, self.size), Image.Resampling.LANCZOS))
+
+
+@cache
+def _emoji_sheet() -> Image.Image:
+    return Image.open(ASSETS / "emoji.webp").convert("RGB")
+
+
+class DigitImages(Images):
+    """1,797 handwritten digits of the UCI set, 8x8 scans shown larger (bicubic), white on black; label "0".."9"."""
+
+    def __init__(self, size: int = 32) -> None:
+        sheet = np.asarray(Image.open(ASSETS / "digits.png")).reshape(-1, 8, 9)
+        self.size, self.scans = size, sheet[:, :, :8]
+        self.records = [Record(f"{i:04d}", str(label), f"the digit {label}") for i, label in enumerate(sheet[:, 0, 8])]
+
+    def pixels(self, index: int) -> Tensor:
+        image = Image.fromarray(self.scans[index]).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return as_tensor(image.convert("RGB"))
+
+
+class FolderImages(Images):
+    """Any folder of images, recursively.  Label and text come from `metadata.jsonl` or `metadata.csv` (file_name, label,
+    text) where there is one; otherwise the label is the name of the image's sub-folder."""
+
+    def __init__(self, path: str, size: int) -> None:
+        self.size, self.root = size, Path(path).expanduser()
+        if not self.root.is_dir():
+            raise ValueError(f"data.path is {path!r}, which is not a folder: give a folder of images")
+        metadata = self._metadata()
+        files = sorted(p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not files:
+            raise ValueError(f"no images in {path!r} or below it: allowed are {' '.join(sorted(SUFFIXES))}")
+        self.files, self.records = files, [self._record(file.relative_to(self.root), metadata) for file in files]
+
+    def _metadata(self) -> dict[str, dict[str, str]] | None:
+        rows: Iterable[dict[str, str]]
+        if (path := self.root / "metadata.jsonl").is_file():
+            try:
+                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path} has a line that is not JSON: {error}") from error
+        elif (path := self.root / "metadata.csv").is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        else:
+            return None
+        if any("file_name" not in row for row in rows):
+            raise ValueError(f"{path} needs a file_name in every row (and label, text where known)")
+        return {row["file_name"]: row for row in rows}
+
+    def _record(self, name: Path, metadata: dict[str, dict[str, str]] | None) -> Record:
+        if metadata is None:
+            label = name.parts[0] if len(name.parts) > 1 else None
+            return Record(name.as_posix(), label)
+        row = metadata.get(name.as_posix(), {})
+        label = row.get("label")
+        return Record(name.as_posix(), None if label in (None, "") else str(label), str(row.get("text") or ""))
+
+    def pixels(self, index: int) -> Tensor:
+        return read_image(self.files[index], self.size)
+
+    def fingerprint(self) -> str:
+        stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
+        return hashlib.sha256(f"{super().fingerprint()} {stats}".encode()).hexdigest()
+
+
+def split(count: int, val_fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Training and held-out indices, the same for every run with this seed; at least one each."""
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction is {val_fraction}; allowed is more than 0 and less than 1")
+    if count < 2:
+        raise ValueError(f"{count} image cannot be split into training and held-out images: give at least 2")
+    held_out = min(max(1, round(count * val_fraction)), count - 1)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    return sorted(order[held_out:]), sorted(order[:held_out])

@@ -1,0 +1,60 @@
+"""Pixels in and out: files and uint8 RGB on one side, float in [-1, 1] on the other."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 (...) -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Inverse of `to_float`: rounded and clamped, never truncated."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def as_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """Upright by EXIF; alpha and palette transparency composited on the background; 16-bit scaled to 8; grey, CMYK, ... converted."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey arrives as I;16 or I
+        values = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    return image.convert("RGB")
+
+
+def fit_square(image: Image.Image, size: int) -> Image.Image:
+    """Resize the short side to `size` (Lanczos, antialiased), crop the centre."""
+    return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """RGB image -> uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def as_image(pixels: Tensor) -> Image.Image:
+    """uint8 (3, H, W) -> RGB image."""
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def read_image(path: Path, size: int) -> Tensor:
+    """One image file as uint8 (3, size, size)."""
+    with Image.open(path) as image:
+        return as_tensor(fit_square(as_rgb(image), size))
+
+
+def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
+    """uint8 (N,3,H,W) -> one uint8 (3, ., .) picture with `columns` per row on white."""
+    missing = -len(images) % columns
+    images = torch.cat([images, images.new_full((missing, *images.shape[1:]), 255)])
+    images = torch.nn.functional.pad(images, (0, gap, 0, gap), value=255)
+    rows = images.unflatten(0, (-1, columns)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+    return torch.nn.functional.pad(rows, (gap, 0, gap, 0), value=255)

@@ -1,0 +1,49 @@
+"""Preconditioning in one place: a prediction type is one row, read by the loss and by every sampler."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+
+from ldm import interfaces
+from ldm.interfaces import Cond, Network, NoiseSchedule
+
+Prediction = Literal["eps", "v", "x0"]
+
+# prediction -> sigma -> (c_skip, c_out):  z0 = c_skip * x + c_out * F
+ROWS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "eps": lambda sigma: (sigma * 0 + 1, -sigma),  # arXiv:2006.11239
+    "v": lambda sigma: (1 / (1 + sigma**2), -sigma / (1 + sigma**2).sqrt()),  # arXiv:2202.00512
+    "x0": lambda sigma: (sigma * 0, sigma * 0 + 1),
+}
+
+
+class Denoiser(interfaces.Denoiser):
+    """D(x, sigma) around a network that sees x / sqrt(1 + sigma^2) and the step t(sigma)."""
+
+    def __init__(self, network: Network, schedule: NoiseSchedule, prediction: Prediction = "eps") -> None:
+        super().__init__()
+        if prediction not in ROWS:
+            raise ValueError(f"prediction is {prediction!r}; allowed are {', '.join(ROWS)}")
+        self.network, self.schedule, self.prediction = network, schedule, prediction
+
+    def _coefficients(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        c_skip, c_out = ROWS[self.prediction](sigma.double().view(-1, *[1] * (x.ndim - 1)))
+        return c_skip.to(x), c_out.to(x)
+
+    def raw(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        scale = (1 + sigma.double() ** 2).rsqrt().view(-1, *[1] * (x.ndim - 1)).to(x)
+        t = self.schedule.t(sigma).to(x).expand(x.shape[0])
+        return self.network(x * scale, t, cond).to(x.dtype)
+
+    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        c_skip, c_out = self._coefficients(x, sigma)
+        return c_skip * x + c_out * self.raw(x, sigma, cond)
+
+    def target(self, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:
+        c_skip, c_out = self._coefficients(x, sigma)
+        return (z0 - c_skip * x) / c_out
+
+    def output_weight(self, sigma: Tensor) -> Tensor:
+        """c_out^2: turns a weight on the error of z0 into one on the error of F."""
+        return ROWS[self.prediction](sigma.double())[1] ** 2

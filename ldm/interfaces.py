@@ -1,0 +1,220 @@
+"""Every extension point of ldm: its signature, shapes and units.  Read this first.
+
+Shapes: B batch, C latent channels, h = H / factor, w = W / factor.  Images are float in [-1, 1].
+Diffusion runs in x = z0 + sigma * eps, sigma being the noise level relative to the (normalised) data.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # x (B,C,h,w), sigma () -> E[z0 | x] (B,C,h,w)
+Noise = Callable[[], Tensor]  # -> standard normal (B,C,h,w), one new draw per call
+Batch = dict[str, Any]  # image uint8 (B,3,H,W) or moments (B,M,h,w); id (B,); label (B,); text list[str]
+
+
+class Buildable:
+    """A part that remembers its constructor's arguments, so that a model folder can name and rebuild it."""
+
+    init_args: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            init, signature = cls.__init__, inspect.signature(cls.__init__)
+
+            @wraps(init)
+            def recording_init(self: Any, *args: Any, **kwargs: Any) -> None:
+                bound = signature.bind(self, *args, **kwargs)
+                bound.apply_defaults()
+                if type(self) is cls:
+                    object.__setattr__(self, "init_args", dict(list(bound.arguments.items())[1:]))
+                init(self, *args, **kwargs)
+
+            cls.__init__ = recording_init  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class Cond:
+    """What the network is told besides x and t; absent parts are None."""
+
+    vector: Tensor | None = None  # (B, D) added to the time embedding
+    tokens: Tensor | None = None  # (B, L, D) attended to
+    mask: Tensor | None = None  # (B, L) bool, True where a token counts
+    concat: Tensor | None = None  # (B, K, h, w) appended to x's channels
+
+    def _zip(self, other: "Cond", join: Callable[[Tensor, Tensor], Tensor]) -> "Cond":
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__}
+        return replace(self, **{name: None if a is None else join(a, b) for name, (a, b) in pairs.items()})
+
+    def where(self, keep: Tensor, other: "Cond") -> "Cond":
+        """Sample b of self where keep[b] (B, bool), of other elsewhere."""
+        return self._zip(other, lambda a, b: torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, b))
+
+    def stack(self, other: "Cond") -> "Cond":
+        """Both batches one after the other: 2B samples."""
+        return self._zip(other, lambda a, b: torch.cat([a, b]))
+
+    def __getitem__(self, samples: slice) -> "Cond":
+        return self._zip(self, lambda a, _: a[samples])
+
+
+class Posterior(ABC):
+    """q(z | x) of an autoencoder, all (B,C,h,w)."""
+
+    @abstractmethod
+    def sample(self, noise: Tensor) -> Tensor:
+        """z for standard normal noise of z's shape."""
+
+    @abstractmethod
+    def mode(self) -> Tensor: ...
+
+    @abstractmethod
+    def penalty(self) -> Tensor:
+        """(B,) the regulariser in nats (KL) or its like, summed over a sample's latent dimensions."""
+
+
+class Autoencoder(Buildable, nn.Module, ABC):
+    """Images <-> latents.  `moments` is all that a latent cache has to keep of an image."""
+
+    factor: int  # H / h
+    channels: int  # C
+
+    @abstractmethod
+    def moments(self, x: Tensor) -> Tensor:
+        """x (B,3,H,W) in [-1,1] -> parameters (B,M,h,w) of the posterior."""
+
+    @abstractmethod
+    def posterior(self, moments: Tensor) -> Posterior: ...
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """z (B,C,h,w) -> x (B,3,H,W); quantises first where the latent space is discrete."""
+
+    def encode(self, x: Tensor) -> Posterior:
+        if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
+            raise ValueError(
+                f"images of {x.shape[-1]}x{x.shape[-2]} pixels do not divide by the autoencoder's factor {self.factor}: "
+                f"choose a size that is a multiple of {self.factor}"
+            )
+        return self.posterior(self.moments(x))
+
+
+class AutoencoderLoss(Buildable, nn.Module, ABC):
+    """A further term of stage 1's loss (LPIPS, PatchGAN, ...)."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, reconstruction: Tensor) -> Tensor:
+        """(B,) mean over each sample's dimensions."""
+
+
+class NoiseSchedule(Buildable, ABC):
+    """T discrete noise levels, increasing: sigma^2 = 1 / alpha_bar - 1."""
+
+    sigmas: Tensor  # (T,) float64
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise level of the (possibly fractional) step t in [0, T-1]."""
+
+    @abstractmethod
+    def t(self, sigma: Tensor) -> Tensor:
+        """Inverse of `sigma`."""
+
+    @abstractmethod
+    def prior(self, noise: Tensor) -> Tensor:
+        """The state from which sampling starts."""
+
+    @abstractmethod
+    def steps(self, n: int, spacing: str = "trailing") -> Tensor:
+        """(n+1,) decreasing noise levels for n steps, the last one 0."""
+
+
+class Network(Buildable, nn.Module, ABC):
+    """The learned function of stage 2."""
+
+    in_channels: int  # of x, without cond.concat
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """x (B,C,h,w), t (B,) in schedule steps -> (B,C,h,w)."""
+
+
+class Conditioner(Buildable, nn.Module, ABC):
+    """Batch -> Cond.  `null` is what the network sees when the condition is dropped."""
+
+    @abstractmethod
+    def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond: ...
+
+    @abstractmethod
+    def null(self, batch: Batch) -> Cond: ...
+
+    def request(self, wanted: str | int | None, names: list[str]) -> Batch:
+        """One sample's batch entries for what a user asks for in words (`names`: the data's class names)."""
+        if wanted is None:
+            return {}
+        raise ValueError(f"this model takes no condition, {wanted!r} was asked for: leave --classes out")
+
+
+class Denoiser(nn.Module, ABC):
+    """A network with its noise schedule and prediction type; sigma is () or (B,)."""
+
+    schedule: NoiseSchedule
+
+    @abstractmethod
+    def raw(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """The network's own output F (B,C,h,w)."""
+
+    @abstractmethod
+    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """E[z0 | x]: c_skip(sigma) * x + c_out(sigma) * F."""
+
+    @abstractmethod
+    def target(self, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:
+        """The F for which `predict` gives z0."""
+
+
+class Objective(Buildable, ABC):
+    @abstractmethod
+    def loss(self, denoiser: Denoiser, z0: Tensor, noise: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """(B,) for z0, noise (B,C,h,w) and steps t (B,)."""
+
+
+class Guidance(Buildable, ABC):
+    @abstractmethod
+    def guide(self, predict: Callable[[Tensor, Tensor, Cond], Tensor], cond: Cond, null: Cond) -> Denoise: ...
+
+
+class Sampler(Buildable, ABC):
+    """A solver of the reverse process.  It sees D(x, sigma) and noise levels, never a network, text or mask."""
+
+    @abstractmethod
+    def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
+        """Yields x (B,C,h,w) after each of the n steps of sigmas (n+1,); x itself is not changed."""
+
+    def sample(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
+        for state in self.steps(denoise, x, sigmas, noise):
+            x = state
+        return x
+
+
+class TrainingData(ABC):
+    """What stage 2 asks of a data module besides its loaders; data.ImageData is one."""
+
+    classes: list[str]
+    size: int
+
+    @abstractmethod
+    def cache_latents(self, moments: Callable[[Tensor], Tensor], key: str, device: torch.device) -> None:
+        """Where a cache is configured: write moments(x) of every training image and its mirror image once, all ranks
+        together (key: the autoencoder's hash), and load from it from now on."""
+
+    @abstractmethod
+    def share(self) -> Iterator[Batch]:
+        """This rank's share of the training images, each once, in order."""

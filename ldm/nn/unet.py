@@ -1,0 +1,116 @@
+"""The ADM/LDM UNet (arXiv:2105.05233, arXiv:2112.10752)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.interfaces import Cond, Network
+from ldm.nn.attention import SelfAttention, SpatialTransformer, timestep_embedding
+from ldm.nn.blocks import Downsample, NormActConv, ResBlock, Upsample
+
+EPS = 1e-5
+
+
+class Stage(nn.Module):
+    """A residual block, attention where the level has it, and a resampling where the level ends."""
+
+    def __init__(self, block: ResBlock, attention: nn.Module | None, resample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.block, self.attention, self.resample = block, attention, resample
+
+    def forward(self, x: Tensor, embedding: Tensor, cond: Cond) -> Tensor:
+        x = self.block(x, embedding)
+        if isinstance(self.attention, SpatialTransformer):
+            x = self.attention(x, cond.tokens, cond.mask)
+        elif self.attention is not None:
+            x = self.attention(x)
+        return x
+
+
+class UNet(Network):
+    """F(x, t, cond): x (B, in_channels, h, w) [+ cond.concat], h and w divisible by patch * 2^(levels - 1).
+
+    channels * multipliers[i]: width of level i; attention_levels: the i with attention (the middle always has it);
+    token_dim > 0: spatial transformers on cond.tokens; vector_dim > 0: cond.vector joins the time embedding;
+    patch: the stem works on patch x patch unshuffled pixels, patch^2 times cheaper.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 2, 4),
+        num_blocks: int = 2,
+        attention_levels: Sequence[int] = (1, 2),
+        head_channels: int = 64,
+        vector_dim: int = 0,
+        token_dim: int = 0,
+        concat_channels: int = 0,
+        scale_shift: bool = True,
+        dropout: float = 0.0,
+        patch: int = 1,
+    ) -> None:
+        super().__init__()
+        if bad := [level for level in attention_levels if not 0 <= level < len(multipliers)]:
+            raise ValueError(f"attention_levels has {bad[0]}; the UNet's levels are 0 to {len(multipliers) - 1}")
+        self.in_channels, self.channels, self.patch = in_channels, channels, patch
+        self.multiple = patch * 2 ** (len(multipliers) - 1)
+        embed_dim, area = 4 * channels, patch**2
+        self.time_embed = nn.Sequential(nn.Linear(channels, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
+        self.vector_embed = nn.Linear(vector_dim, embed_dim) if vector_dim else None
+
+        def block(ins: int, outs: int) -> ResBlock:
+            return ResBlock(ins, outs, embed_dim, dropout, scale_shift, zero_init=True, eps=EPS)
+
+        def attention(width: int) -> nn.Module:
+            heads = max(1, width // head_channels)
+            if token_dim:
+                return SpatialTransformer(width, heads, token_dim, dropout=dropout)
+            return SelfAttention(width, heads, zero_init=True, eps=EPS)
+
+        self.stem = nn.Conv2d((in_channels + concat_channels) * area, channels, 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        width, skips = channels, [channels]
+        for level, multiplier in enumerate(multipliers):
+            for _ in range(num_blocks):
+                outs = channels * multiplier
+                self.down.append(Stage(block(width, outs), attention(outs) if level in attention_levels else None))
+                width = outs
+                skips.append(width)
+            if level < len(multipliers) - 1:
+                self.down.append(Downsample(width, asymmetric=False))
+                skips.append(width)
+        self.middle = nn.ModuleList([Stage(block(width, width), attention(width)), Stage(block(width, width), None)])
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            for index in range(num_blocks + 1):
+                outs, last = channels * multiplier, index == num_blocks and level > 0
+                stage = Stage(block(width + skips.pop(), outs), attention(outs) if level in attention_levels else None)
+                stage.resample = Upsample(outs) if last else None
+                self.up.append(stage)
+                width = outs
+        self.head = NormActConv(width, in_channels * area, EPS, zero_init=True)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        if x.shape[-1] % self.multiple or x.shape[-2] % self.multiple:
+            raise ValueError(
+                f"latents of {x.shape[-1]}x{x.shape[-2]} do not divide by {self.multiple}, which this UNet needs: "
+                "choose another image size or fewer multipliers"
+            )
+        embedding = self.time_embed(timestep_embedding(t, self.channels))
+        if self.vector_embed is not None:
+            embedding = embedding + self.vector_embed(cond.vector)
+        if cond.concat is not None:
+            x = torch.cat([x, cond.concat], dim=1)
+        h = self.stem(F.pixel_unshuffle(x, self.patch))
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, embedding, cond) if isinstance(layer, Stage) else layer(h)
+            skips.append(h)
+        for stage in self.middle:
+            h = stage(h, embedding, cond)
+        for stage in self.up:
+            h = stage(torch.cat([h, skips.pop()], dim=1), embedding, cond)
+            h = stage.resample(h) if stage.resample is not None else h
+        return F.pixel_shuffle(self.head(h), self.patch)

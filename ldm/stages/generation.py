@@ -1,0 +1,90 @@
+"""The single way in which pictures are made, and the table of contents of the paper:
+
+    noise -> schedule.prior -> sampler(guidance(denoiser, cond, null)) -> latents.to_images
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.diffusion.guidance import CFG
+from ldm.diffusion.samplers import DPMSolverPP2M
+from ldm.diffusion.schedule import Spacing
+from ldm.interfaces import Guidance, Sampler
+from ldm.stages.model import LatentDiffusion
+
+LANES = 8  # images per network call, always: arithmetic of another batch size rounds differently
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture: everything random in it comes from (seed, index)."""
+
+    index: int
+    seed: int = 0
+    condition: str | int | None = None
+
+    def noise(self, shape: Sequence[int]) -> Callable[[], Tensor]:
+        """Standard normal draws of this picture, one after the other."""
+        generator = np.random.default_rng([self.seed, self.index])
+        return lambda: torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How pictures are sampled."""
+
+    sampler: Sampler = field(default_factory=DPMSolverPP2M)
+    guidance: Guidance = field(default_factory=CFG)
+    steps: int = 25
+    spacing: Spacing = "trailing"
+
+
+@torch.no_grad()
+def generate(
+    model: LatentDiffusion, requests: Sequence[Request], recipe: Recipe, classes: Sequence[str] = (), lanes: int = LANES,
+    progress: Callable[[], Any] = lambda: None,
+) -> Tensor:  # fmt: skip
+    """(N,3,H,W) in [-1,1]; the bits of picture i do not depend on which others are made with it.  progress() after each step."""
+    model.latents.require_measured()
+    pictures = []
+    for start in range(0, len(requests), lanes):
+        some = list(requests[start : start + lanes])
+        padded = some + some[-1:] * (lanes - len(some))
+        pictures.append(_generate(model, padded, recipe, list(classes), progress)[: len(some)])
+    return torch.cat(pictures)
+
+
+def _generate(model: LatentDiffusion, requests: list[Request], recipe: Recipe, classes: list[str], progress: Callable[[], Any]) -> Tensor:
+    latents, denoiser, device = model.latents, model.denoiser, model.latents.shift.device
+    shape = (latents.autoencoder.channels, *latents.size.tolist())
+    draws = [request.noise(shape) for request in requests]
+
+    def noise() -> Tensor:
+        return torch.stack([draw() for draw in draws]).to(device)
+
+    asked = [model.conditioner.request(request.condition, classes) for request in requests]
+    batch: dict[str, Any] = {key: torch.tensor([entry[key] for entry in asked], device=device) for key in asked[0]}
+    cond, null = model.conditioner.encode(batch, latents.to_latents), model.conditioner.null(batch)
+    denoise = recipe.guidance.guide(denoiser.predict, cond, null)
+    z = denoiser.schedule.prior(noise())
+    for state in recipe.sampler.steps(denoise, z, denoiser.schedule.steps(recipe.steps, recipe.spacing), noise):
+        z = state
+        progress()
+    return latents.to_images(z).clamp(-1, 1)
+
+
+class Generation(L.LightningModule):
+    """`generate` for a Trainer: predict_step takes a list of requests and returns (requests, images)."""
+
+    def __init__(self, model: LatentDiffusion, recipe: Recipe, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.recipe, self.classes = model, recipe, classes
+
+    def predict_step(self, batch: list[Request], batch_idx: int) -> tuple[list[Request], Tensor]:
+        return batch, generate(self.model, batch, self.recipe, self.classes)

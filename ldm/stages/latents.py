@@ -1,0 +1,67 @@
+"""The frozen first stage, as stage 2 sees it."""
+
+from typing_extensions import Self
+
+import torch
+from torch import Tensor, nn
+
+from ldm.interfaces import Autoencoder, Posterior
+
+
+class LatentSpace(nn.Module):
+    """A frozen autoencoder whose latents are normalised per channel to mean 0, standard deviation 1 over the data.
+
+    Nothing else knows of the shift and scale.  `measure` sets them once; until then sampling and training refuse to start.
+    """
+
+    shift: Tensor  # (C,)
+    scale: Tensor  # (C,)
+    count: Tensor  # () images measured
+    size: Tensor  # (2,) h, w of the training latents
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder.requires_grad_(False).eval()
+        self.register_buffer("shift", torch.zeros(autoencoder.channels))
+        self.register_buffer("scale", torch.ones(autoencoder.channels))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("size", torch.zeros(2, dtype=torch.int64))
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode whatever its owner does."""
+        return super().train(False)
+
+    def measure(self, mean: Tensor, std: Tensor, count: int, size: tuple[int, int]) -> None:
+        """Statistics of the raw latents over `count` training images: mean, std (C,); size (h, w)."""
+        if count < 1 or not torch.isfinite(mean).all() or not (std > 0).all():
+            raise ValueError(f"the first stage's latents over {count} images have mean {mean.tolist()}, std {std.tolist()}: train it again")
+        self.shift.copy_(mean)
+        self.scale.copy_(std)
+        self.count.fill_(count)
+        self.size.copy_(torch.tensor(size))
+
+    @property
+    def measured(self) -> bool:
+        return int(self.count) > 0
+
+    def require_measured(self) -> None:
+        if not self.measured:
+            raise ValueError("this model has no latent statistics: train its second stage with `ldm fit`, which measures them")
+
+    def normalise(self, z: Tensor) -> Tensor:
+        return (z - self.shift[:, None, None]) / self.scale[:, None, None]
+
+    @torch.no_grad()
+    def moments(self, x: Tensor) -> Tensor:
+        return self.autoencoder.moments(x)
+
+    @torch.no_grad()
+    def to_latents(self, x: Tensor | Posterior, noise: Tensor | None = None) -> Tensor:
+        """x (B,3,H,W) in [-1,1], or its posterior -> z (B,C,h,w); the posterior's mode without noise."""
+        posterior = x if isinstance(x, Posterior) else self.autoencoder.encode(x)
+        return self.normalise(posterior.mode() if noise is None else posterior.sample(noise))
+
+    @torch.no_grad()
+    def to_images(self, z: Tensor) -> Tensor:
+        """z (B,C,h,w) -> x (B,3,H,W), about [-1, 1]."""
+        return self.autoencoder.decode(z * self.scale[:, None, None] + self.shift[:, None, None])
