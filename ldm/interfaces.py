@@ -22,7 +22,7 @@ Batch = dict[str, Any]  # image uint8 (B,3,H,W) or moments (B,M,h,w); id (B,); l
 class Buildable:
     """A part that remembers its constructor's arguments, so that a model folder can name and rebuild it."""
 
-    init_args: dict[str, Any]
+    init_args: dict[str, Any] = {}  # noqa: RUF012  replaced per instance
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -33,7 +33,7 @@ class Buildable:
             def recording_init(self: Any, *args: Any, **kwargs: Any) -> None:
                 bound = signature.bind(self, *args, **kwargs)
                 bound.apply_defaults()
-                if type(self) is cls:
+                if "init_args" not in vars(self):  # the outermost class is the one that can be called again
                     object.__setattr__(self, "init_args", dict(list(bound.arguments.items())[1:]))
                 init(self, *args, **kwargs)
 
@@ -128,8 +128,8 @@ class NoiseSchedule(Buildable, ABC):
         """Inverse of `sigma`."""
 
     @abstractmethod
-    def prior(self, noise: Tensor) -> Tensor:
-        """The state from which sampling starts."""
+    def prior(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        """The state from which sampling starts at noise level sigma ()."""
 
     @abstractmethod
     def steps(self, n: int, spacing: str = "trailing") -> Tensor:
@@ -143,7 +143,7 @@ class Network(Buildable, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """x (B,C,h,w), t (B,) in schedule steps -> (B,C,h,w)."""
+        """x (B,C,h,w), t (B,) float32 in schedule steps -> (B,C,h,w)."""
 
 
 class Conditioner(Buildable, nn.Module, ABC):

@@ -83,7 +83,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def save(model: nn.Module, folder: str | Path, card: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None, half: bool = False) -> None:
+def save(
+    model: nn.Module, folder: str | Path, card: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None, half: bool = False
+) -> None:
     """Write `model` (with other `weights`, e.g. the averaged ones) and its card (facts such as class names) to a folder.
 
     half stores float weights in 16 bits: half the size, about 3 significant digits.
@@ -114,7 +116,8 @@ def load(path: str | Path, trusted: Iterable[str] = ()) -> Loaded:
     if not (config_path.is_file() and weights_path.is_file()):
         shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*") if p.is_dir()))
         raise ValueError(
-            f"no model at {str(path)!r}: give a model folder (config.yaml + model.safetensors), a checkpoint (.ckpt) or a shipped model ({shipped})"
+            f"no model at {str(path)!r}: give a model folder (with config.yaml and model.safetensors), "
+            f"a checkpoint (.ckpt) or a shipped model ({shipped})"
         )
     config = yaml.safe_load(config_path.read_text())
     if not isinstance(config, dict) or config.get("format") != FORMAT:

@@ -13,7 +13,6 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ldm import model_folder
 from ldm.callbacks.ema import EMA
-from ldm.stages import training
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -34,36 +33,42 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop by a signal; the exit status is 128 + its number."""
+    """A signal asked the run to stop; the exit status is 128 + its number."""
 
 
 class GracefulStop(L.Callback):
-    """Ctrl-C and SIGTERM end the run after the current optimizer step with a checkpoint; a second Ctrl-C ends it at once."""
+    """Ctrl-C and SIGTERM end the run after an optimizer step with a checkpoint; a second Ctrl-C ends it at once.
+
+    List it after EMA, so that the average has seen the step.
+    """
 
     def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
+        self._received, self._previous = 0, dict[int, Any]()
 
-    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
+        if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        self._received = number
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        number = self.received or 0
-        if trainer.world_size > 1 and between_steps:
-            number = int(trainer.strategy.reduce(torch.tensor(number, device=module.device), reduce_op="max"))
-        if number and between_steps:
-            trainer.should_stop = True
-            self.received = number
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return
+        number = self._received
+        if trainer.world_size > 1:  # all ranks stop at the same step
+            number = int(trainer.strategy.reduce(torch.tensor(number, device=pl_module.device), reduce_op="max"))
+        if number:
+            self._restore()
+            raise Stopped(128 + number)  # ModelCheckpoint(save_on_exception=True) saves
 
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -74,8 +79,8 @@ class ModelFolder(L.Callback):
     def __init__(self, path: str, half: bool = False) -> None:
         self.path, self.half = path, half
 
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        stopped = any(isinstance(c, GracefulStop) and c.received for c in trainer.callbacks)
-        if trainer.is_global_zero and not stopped and not trainer.fast_dev_run:
-            averaged = next((c.averaged for c in trainer.callbacks if isinstance(c, EMA)), {})
-            model_folder.save(module.model, self.path, training.card(module), averaged, self.half)
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            averaged = next((c.averaged for c in trainer.callbacks if isinstance(c, EMA)), {})  # type: ignore[attr-defined]
+            stage: Any = pl_module
+            model_folder.save(stage.model, self.path, stage.card(), averaged, self.half)

@@ -23,50 +23,50 @@ class EMA(L.Callback):
         self.step, self.swapped = 0, False
 
     @staticmethod
-    def _trained(module: L.LightningModule) -> dict[str, Tensor]:
-        model = module.model
+    def _trained(pl_module: L.LightningModule) -> dict[str, Tensor]:
+        model = pl_module.model
         assert isinstance(model, nn.Module)
         return {name: p.data for name, p in model.named_parameters() if p.requires_grad}
 
-    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        weights = self._trained(module)
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        weights = self._trained(pl_module)
         source = self.averaged or weights
         self.averaged = {name: source[name].detach().clone().to(weights[name]) for name in weights}
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:
             return  # gradients are still accumulating
         self.step = trainer.global_step
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        weights = self._trained(module)
+        weights = self._trained(pl_module)
         torch._foreach_lerp_(list(self.averaged.values()), [weights[name] for name in self.averaged], 1 - decay)
 
-    def _swap(self, module: L.LightningModule) -> None:
-        weights = self._trained(module)
+    def _swap(self, pl_module: L.LightningModule) -> None:
+        weights = self._trained(pl_module)
         for name, averaged in self.averaged.items():
             held = averaged.clone()
             averaged.copy_(weights[name])
             weights[name].copy_(held)
         self.swapped = not self.swapped
 
-    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.averaged:
-            self._swap(module)
+            self._swap(pl_module)
 
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.swapped:
-            self._swap(module)
+            self._swap(pl_module)
 
     on_test_start, on_test_end = on_validation_start, on_validation_end
 
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if self.swapped:
-            self._swap(module)
+            self._swap(pl_module)
 
-    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         assert not self.swapped, "the checkpoint would hold averaged weights as raw ones"
         checkpoint.setdefault(CHECKPOINT_KEY, {})["averaged"] = {name: t.detach().clone() for name, t in self.averaged.items()}
 
-    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.averaged = dict(checkpoint.get(CHECKPOINT_KEY, {}).get("averaged", {}))
         self.step = int(checkpoint["global_step"])

@@ -40,7 +40,9 @@ class PictureWriter(L.Callback):
     def __init__(self, folder: Path, settings: Callable[[Request], dict[str, Any]]) -> None:
         self.folder, self.settings = folder, settings
 
-    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         for request, pixels in zip(*outputs, strict=True):
             info, data = PngInfo(), io.BytesIO()
             info.add_text(TEXT_KEY, json.dumps(self.settings(request), ensure_ascii=True))

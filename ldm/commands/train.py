@@ -5,7 +5,10 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 # Every part that a YAML file may name by its short class name has to be imported before the file is read.
 import ldm.autoencoder.kl
@@ -20,13 +23,19 @@ import ldm.diffusion.schedule
 import ldm.nn.unet
 import ldm.stages.autoencoder
 import ldm.stages.diffusion  # noqa: F401
-import lightning as L
-from ldm.callbacks.checkpoints import GracefulStop
+from ldm.callbacks.checkpoints import Stopped
+from ldm.commands.configs import PARSER, find_configs, plain_errors
 from ldm.data.module import ImageData
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-_PACKAGE = Path(__file__).parent.parent
-CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"  # installed, or a clone
+# Warnings of libraries about things that are as they should be here.
+QUIET = (
+    "does not have many workers",
+    "Checkpoint directory",
+    "smaller than the logging interval",
+    "LightningCLI's args parameter",
+    "resuming from a checkpoint that ended before the epoch ended",
+    "isinstance.treespec, LeafSpec",
+)
 
 
 class CLI(LightningCLI):
@@ -37,45 +46,20 @@ class CLI(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to go on from, or `last` of this run")
 
 
-def find_configs(arguments: list[str]) -> list[str]:
-    """-c data/digits.yaml: a file here, or one of those that come with the package."""
-    found, expects_file = [], False
-    for argument in arguments:
-        name = argument.removeprefix("configs/")
-        if expects_file and not Path(argument).exists() and (CONFIGS / name).is_file():
-            argument = str(CONFIGS / name)
-        elif expects_file and not Path(argument).exists():
-            known = ", ".join(sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")))
-            raise ValueError(f"there is no config file {argument!r}; the package has {known}")
-        found.append(argument)
-        expects_file = argument in ("-c", "--config")
-    return found
-
-
 def parse(arguments: list[str]) -> CLI:
     """Builds trainer, model and data from the command line and config files."""
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
+    with plain_errors():
         return CLI(
             L.LightningModule,
             ImageData,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={
-                "parser_mode": "omegaconf+",
-                "allow_abbrev": False,
-                "usage": "ldm COMMAND [-c FILE ...] [--OPTION VALUE ...]",
-                "prog": "ldm",
-            },
+            parser_kwargs={**PARSER, "prog": "ldm", "usage": "ldm COMMAND [-c FILE ...] [--OPTION VALUE ...]"},
             run=False,
             args=find_configs(arguments),
             seed_everything_default=0,
         )
-    except OmegaConfBaseException as error:
-        raise ValueError(f"the configuration cannot be resolved: {error}") from error
 
 
 def checkpoint_path(cli: CLI) -> str | None:
@@ -94,23 +78,22 @@ def require_writable(folder: Path) -> None:
 
 
 def fit(cli: CLI) -> int:
-    root = Path(cli.trainer.default_root_dir)
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint_path(cli))
-    stop = next((c.received for c in cli.trainer.callbacks if isinstance(c, GracefulStop)), None)
-    if stop:
-        print(f"stopped at step {cli.trainer.global_step}; go on with the same command and --ckpt_path last")
-        return 128 + stop
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint_path(cli))
+    except Stopped as stop:
+        print(f"stopped at step {cli.trainer.global_step}; the same command with --ckpt_path last goes on from there", file=sys.stderr)
+        return int(stop.code or 1)
     if cli.trainer.is_global_zero:
-        metrics = {k: round(float(v), 4) for k, v in cli.trainer.callback_metrics.items()}
-        print(f"step {cli.trainer.global_step}, {json.dumps(metrics)}\nthe model is in {root / 'model'}")
+        metrics = {name: round(float(value), 4) for name, value in cli.trainer.callback_metrics.items()}
+        print(f"step {cli.trainer.global_step}, {json.dumps(metrics)}\nthe model is in {Path(cli.trainer.default_root_dir) / 'model'}")
     return 0
 
 
 def encode(cli: CLI) -> int:
-    """fit, stopped before its first step: `on_fit_start` has written the cache by then."""
+    """fit without a step: `on_fit_start` writes the cache."""
     if getattr(cli.datamodule, "cache", None) is None:
         raise ValueError("`encode` needs a folder for the latents: set --data.cache")
-    cli.trainer.fit_loop.epoch_loop.max_steps = 0
+    cli.trainer.limit_train_batches = 0
     cli.trainer.fit(cli.model, cli.datamodule)
     latents = getattr(cli.model.model, "latents", None)
     if latents is None:
@@ -135,10 +118,13 @@ def evaluate(cli: CLI, command: str) -> int:
 
 
 def main(command: str, arguments: list[str]) -> int:
-    for noise in ("does not have many workers", "Checkpoint directory", "smaller than the logging interval", "use_reentrant", "mid-epoch", "lr_scheduler.step"):
+    for noise in QUIET:
         warnings.filterwarnings("ignore", f".*{noise}.*")
-    cli = parse(arguments)
-    require_writable(Path(cli.trainer.default_root_dir))
-    if command == "fit":
-        return fit(cli)
-    return encode(cli) if command == "encode" else evaluate(cli, command)
+    try:
+        cli = parse(arguments)
+        require_writable(Path(cli.trainer.default_root_dir))
+        if command == "fit":
+            return fit(cli)
+        return encode(cli) if command == "encode" else evaluate(cli, command)
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error

@@ -17,7 +17,7 @@ from torch import Tensor
 from ldm.data.transforms import as_tensor, read_image
 
 ASSETS = Path(__file__).parent / "assets"
-SUFFIXES = set(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .ppm .pgm .jp2 .avif".split())
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
 
 
 @dataclass(frozen=True)

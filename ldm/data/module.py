@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning as L
@@ -61,7 +61,7 @@ class Keyed(Dataset):
                 damaged = damaged or f"{self.images.records[index].id} ({error})"
         raise ValueError(f"100 images in a row cannot be read, the first is {damaged}: check the folder")
 
-    def __getitems__(self, keys: list[Key | int]) -> Batch:
+    def __getitems__(self, keys: Sequence[Key | int]) -> Batch:
         pairs = [(key, False) if isinstance(key, int) else key for key in keys]
         records = [self.images.records[self.indices[position]] for position, _ in pairs]
         batch: Batch = {"id": [record.id for record in records], "text": [record.text for record in records]}
@@ -76,7 +76,7 @@ class Keyed(Dataset):
         return batch
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
     return batch
 
 

@@ -51,6 +51,12 @@ def read_image(path: Path, size: int) -> Tensor:
         return as_tensor(fit_square(as_rgb(image), size))
 
 
+def read_pixels(path: Path) -> Tensor:
+    """A picture of ours as uint8 (3, H, W), as it is."""
+    with Image.open(path) as image:
+        return as_tensor(image.convert("RGB"))
+
+
 def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
     """uint8 (N,3,H,W) -> one uint8 (3, ., .) picture with `columns` per row on white."""
     missing = -len(images) % columns

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ldm import interfaces
@@ -33,7 +34,7 @@ class Denoiser(interfaces.Denoiser):
 
     def raw(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         scale = (1 + sigma.double() ** 2).rsqrt().view(-1, *[1] * (x.ndim - 1)).to(x)
-        t = self.schedule.t(sigma).to(x).expand(x.shape[0])
+        t = self.schedule.t(sigma).to(x.device, torch.promote_types(x.dtype, torch.float32)).expand(x.shape[0])
         return self.network(x * scale, t, cond).to(x.dtype)
 
     def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -15,8 +16,12 @@ class Ancestral(Sampler):
 
     eta: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta is {self.eta}; allowed is 0 (DDIM) to 1 (DDPM)")
+
     def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
-        for s, s_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for s, s_next in pairwise(sigmas):
             z0 = denoise(x, s)
             up = self.eta * s_next * (1 - (s_next / s) ** 2).sqrt()
             down = (s_next**2 - up**2).sqrt()
@@ -31,7 +36,7 @@ class Heun(Sampler):
     """Second-order Heun on dx/dsigma = (x - D) / sigma (Algorithm 1, arXiv:2206.00364).  Two calls per step, one in the last."""
 
     def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
-        for s, s_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for s, s_next in pairwise(sigmas):
             step = float(s_next - s)
             slope = (x - denoise(x, s)) / float(s)
             end = x + step * slope
@@ -47,7 +52,7 @@ class DPMSolverPP2M(Sampler):
 
     def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
         before, h_before = None, None
-        for s, s_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for s, s_next in pairwise(sigmas):
             z0, h = denoise(x, s), (s / s_next).log()
             estimate = z0
             if before is not None and h_before is not None and s_next > 0:

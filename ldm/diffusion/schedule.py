@@ -32,7 +32,8 @@ class DiscreteSchedule(NoiseSchedule):
     def sigma(self, t: Tensor) -> Tensor:
         """Log-linear between the discrete levels; exact at integers."""
         log_sigmas = self.sigmas.log().to(t.device)
-        low = t.floor().long().clamp(0, self.num_steps - 1)
+        t = t.clamp(0, self.num_steps - 1)
+        low = t.floor().long()
         high = (low + 1).clamp(max=self.num_steps - 1)
         return torch.lerp(log_sigmas[low], log_sigmas[high], t.double() - low).exp()
 
@@ -41,11 +42,11 @@ class DiscreteSchedule(NoiseSchedule):
         low = (torch.searchsorted(log_sigmas, log_sigma, right=True) - 1).clamp(0, max(self.num_steps - 2, 0))
         high = (low + 1).clamp(max=self.num_steps - 1)
         gap = (log_sigmas[high] - log_sigmas[low]).clamp(min=1e-12)
-        return low + ((log_sigma - log_sigmas[low]) / gap).clamp(0, 1)
+        return (low + ((log_sigma - log_sigmas[low]) / gap).clamp(0, 1)).clamp(max=self.num_steps - 1)
 
-    def prior(self, noise: Tensor) -> Tensor:
-        """N(0, 1 + sigma_max^2), which the network sees as N(0, 1) (LDM starts there)."""
-        return noise * math.sqrt(1 + float(self.sigmas[-1]) ** 2)
+    def prior(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        """N(0, 1 + sigma^2), which the network sees as N(0, 1) (LDM starts there)."""
+        return noise * math.sqrt(1 + float(sigma) ** 2)
 
     def steps(self, n: int, spacing: str = "trailing") -> Tensor:
         """Spacings of arXiv:2305.08891, Table 2; trailing starts at the noisiest level."""

@@ -28,7 +28,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)
-        mixed = self.out(attend(*self.qkv(tokens).chunk(3, dim=2), self.heads))
+        q, k, v = self.qkv(tokens).chunk(3, dim=2)
+        mixed = self.out(attend(q, k, v, self.heads))
         return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
@@ -49,7 +50,8 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.dropout(self.self_out(attend(*self.qkv(self.norm_self(x)).chunk(3, dim=2), self.heads)))
+        q, k, v = self.qkv(self.norm_self(x)).chunk(3, dim=2)
+        x = x + self.dropout(self.self_out(attend(q, k, v, self.heads)))
         k, v = self.kv(tokens).chunk(2, dim=2)
         x = x + self.dropout(self.cross_out(attend(self.q(self.norm_cross(x)), k, v, self.heads, mask)))
         values, gate = self.ff_in(self.norm_ff(x)).chunk(2, dim=2)
@@ -78,4 +80,4 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
     angles = t.float()[:, None] * max_period**-exponents
-    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, dim % 2)).to(t.dtype)
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, dim % 2))

@@ -26,7 +26,7 @@ class Stage(nn.Module):
             x = self.attention(x, cond.tokens, cond.mask)
         elif self.attention is not None:
             x = self.attention(x)
-        return x
+        return x if self.resample is None else self.resample(x)
 
 
 class UNet(Network):
@@ -86,9 +86,8 @@ class UNet(Network):
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for index in range(num_blocks + 1):
                 outs, last = channels * multiplier, index == num_blocks and level > 0
-                stage = Stage(block(width + skips.pop(), outs), attention(outs) if level in attention_levels else None)
-                stage.resample = Upsample(outs) if last else None
-                self.up.append(stage)
+                mixing = attention(outs) if level in attention_levels else None
+                self.up.append(Stage(block(width + skips.pop(), outs), mixing, Upsample(outs) if last else None))
                 width = outs
         self.head = NormActConv(width, in_channels * area, EPS, zero_init=True)
 
@@ -98,7 +97,7 @@ class UNet(Network):
                 f"latents of {x.shape[-1]}x{x.shape[-2]} do not divide by {self.multiple}, which this UNet needs: "
                 "choose another image size or fewer multipliers"
             )
-        embedding = self.time_embed(timestep_embedding(t, self.channels))
+        embedding = self.time_embed(timestep_embedding(t, self.channels).to(x.dtype))
         if self.vector_embed is not None:
             embedding = embedding + self.vector_embed(cond.vector)
         if cond.concat is not None:
@@ -112,5 +111,4 @@ class UNet(Network):
             h = stage(h, embedding, cond)
         for stage in self.up:
             h = stage(torch.cat([h, skips.pop()], dim=1), embedding, cond)
-            h = stage.resample(h) if stage.resample is not None else h
         return F.pixel_shuffle(self.head(h), self.patch)

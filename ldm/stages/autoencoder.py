@@ -70,8 +70,11 @@ class AutoencoderStage(L.LightningModule):
         x = training.images_of(batch)[:8]
         return {"reconstructions": torch.cat([x, self.reconstruct(x)])}
 
+    def card(self) -> dict[str, Any]:
+        return training.card(self)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        training.add_to_checkpoint(self, self.model, checkpoint)
+        training.add_to_checkpoint(self, checkpoint)
 
     def configure_optimizers(self) -> Any:
         return self.optimizer.configure(self.parameters(), self.trainer.max_steps)

@@ -117,8 +117,12 @@ class DiffusionStage(L.LightningModule):
         requests = [Request(index, 0, condition) for index, condition in enumerate(wanted)]
         return {"samples": generate(self.model, requests, self.recipe, classes)}
 
+    def card(self) -> dict[str, Any]:
+        """The recipe that the validation pictures used is what `predict` uses unless told otherwise."""
+        return {**training.card(self), "recipe": model_folder.describe(vars(self.recipe))}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        training.add_to_checkpoint(self, self.model, checkpoint)
+        training.add_to_checkpoint(self, checkpoint)
 
     def configure_optimizers(self) -> Any:
         trainable = [p for p in self.parameters() if p.requires_grad]

@@ -1,6 +1,6 @@
 """The single way in which pictures are made, and the table of contents of the paper:
 
-    noise -> schedule.prior -> sampler(guidance(denoiser, cond, null)) -> latents.to_images
+noise -> schedule.prior -> sampler(guidance(denoiser, cond, null)) -> latents.to_images
 """
 
 from collections.abc import Callable, Sequence
@@ -72,19 +72,23 @@ def _generate(model: LatentDiffusion, requests: list[Request], recipe: Recipe, c
     batch: dict[str, Any] = {key: torch.tensor([entry[key] for entry in asked], device=device) for key in asked[0]}
     cond, null = model.conditioner.encode(batch, latents.to_latents), model.conditioner.null(batch)
     denoise = recipe.guidance.guide(denoiser.predict, cond, null)
-    z = denoiser.schedule.prior(noise())
-    for state in recipe.sampler.steps(denoise, z, denoiser.schedule.steps(recipe.steps, recipe.spacing), noise):
+    sigmas = denoiser.schedule.steps(recipe.steps, recipe.spacing)
+    z = denoiser.schedule.prior(noise(), sigmas[0])
+    for state in recipe.sampler.steps(denoise, z, sigmas, noise):
         z = state
         progress()
     return latents.to_images(z).clamp(-1, 1)
 
 
 class Generation(L.LightningModule):
-    """`generate` for a Trainer: predict_step takes a list of requests and returns (requests, images)."""
+    """`generate` for a Trainer: predict_step takes positions in `requests` and returns those requests and their images."""
 
-    def __init__(self, model: LatentDiffusion, recipe: Recipe, classes: Sequence[str]) -> None:
+    def __init__(
+        self, model: LatentDiffusion, requests: Sequence[Request], recipe: Recipe, classes: Sequence[str], progress: Callable[[], Any]
+    ) -> None:
         super().__init__()
-        self.model, self.recipe, self.classes = model, recipe, classes
+        self.model, self.requests, self.recipe, self.classes, self.progress = model, requests, recipe, classes, progress
 
-    def predict_step(self, batch: list[Request], batch_idx: int) -> tuple[list[Request], Tensor]:
-        return batch, generate(self.model, batch, self.recipe, self.classes)
+    def predict_step(self, batch: list[int], batch_idx: int) -> tuple[list[Request], Tensor]:
+        requests = [self.requests[position] for position in batch]
+        return requests, generate(self.model, requests, self.recipe, self.classes, progress=self.progress)

@@ -1,9 +1,8 @@
 """The frozen first stage, as stage 2 sees it."""
 
-from typing_extensions import Self
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ldm.interfaces import Autoencoder, Posterior
 

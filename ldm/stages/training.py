@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm import model_folder
 from ldm.interfaces import Batch, TrainingData
@@ -33,10 +33,10 @@ def card(module: L.LightningModule) -> dict[str, Any]:
     return {"stage": type(module).__name__, "classes": list(data.classes), "size": int(data.size), "steps": int(module.trainer.global_step)}
 
 
-def add_to_checkpoint(module: L.LightningModule, model: nn.Module, checkpoint: dict[str, Any]) -> None:
+def add_to_checkpoint(module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
     """The model's description goes into the checkpoint, so that it can be rebuilt from it alone."""
     entry = checkpoint.setdefault(model_folder.CHECKPOINT_KEY, {})
-    entry |= {"model": model_folder.describe(model), "card": card(module)}
+    entry |= {"model": model_folder.describe(module.model), "card": module.card()}  # type: ignore[operator]
 
 
 def require_finite(loss: Tensor, step: int) -> Tensor:

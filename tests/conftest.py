@@ -1,0 +1,78 @@
+"""Runs of the real commands at toy size, shared by the tests."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.cli import main
+
+CSV = ["-c", "trainer/cpu.yaml", "-c", "trainer/csv.yaml"]
+QUIET = ["--trainer.enable_model_summary=false"]
+TINY_AUTOENCODER = ["--model.autoencoder.channels=16", "--data.batch_size=8"]
+TINY_DIFFUSION = ["--model.network.channels=16", "--model.sampling_steps=2", "--data.batch_size=8"]
+
+
+def stage1(run: Path, *extra: str, data: str = "digits", steps: int = 2) -> list[str]:
+    config = ["-c", f"data/{data}.yaml", "-c", "autoencoder/digits.yaml", "--run", str(run)]
+    return [
+        "fit",
+        *CSV,
+        *QUIET,
+        *config,
+        *TINY_AUTOENCODER,
+        f"--trainer.max_steps={steps}",
+        f"--trainer.val_check_interval={steps}",
+        *extra,
+    ]
+
+
+def stage2(run: Path, *extra: str, data: str = "digits", steps: int = 2, command: str = "fit") -> list[str]:
+    config = ["-c", f"data/{data}.yaml", "-c", "diffusion/digits.yaml", "--run", str(run)]
+    return [
+        command,
+        *CSV,
+        *QUIET,
+        *config,
+        *TINY_DIFFUSION,
+        f"--trainer.max_steps={steps}",
+        f"--trainer.val_check_interval={steps}",
+        *extra,
+    ]
+
+
+def ldm(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ldm", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, **options)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of both stages on the digits, 10 steps each."""
+    run = tmp_path_factory.mktemp("trained")
+    assert main(stage1(run, steps=10)) == 0
+    assert main(stage2(run, steps=10)) == 0
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[..., Path]:
+    """A folder of small JPEGs in two sub-folders."""
+
+    def make(count: int = 12) -> Path:
+        generator = np.random.default_rng(0)
+        for i in range(count):
+            folder = tmp_path / "photos" / ("cats" if i % 2 else "dogs")
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=90)
+        return tmp_path / "photos"
+
+    return make

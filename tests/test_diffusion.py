@@ -1,0 +1,684 @@
+"""The mathematics of ldm/diffusion against papers written out in their own variables, exact solutions and diffusers.
+
+A new sampler is picked up by itself and must be entered in SAMPLERS, a new schedule in SCHEDULES.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ldm.diffusion.denoiser import ROWS, Denoiser
+from ldm.diffusion.guidance import CFG
+from ldm.diffusion.objective import MinSNR, Simple
+from ldm.diffusion.samplers import Ancestral, DPMSolverPP2M, Heun
+from ldm.diffusion.schedule import CosineSchedule, DiscreteSchedule, LDMSchedule, LinearSchedule
+from ldm.interfaces import Cond, Network, NoiseSchedule, Sampler
+
+quick = settings(deadline=None, max_examples=60)
+
+
+class Expected(NamedTuple):
+    sampler: Sampler  # set up so that it draws no noise
+    order: int  # of convergence in 1 / n
+    calls: Callable[[int], int]  # of D for n steps that end at sigma = 0
+
+
+SAMPLERS: dict[type, Expected] = {
+    Ancestral: Expected(Ancestral(eta=0.0), 1, lambda n: n),
+    Heun: Expected(Heun(), 2, lambda n: 2 * n - 1),
+    DPMSolverPP2M: Expected(DPMSolverPP2M(), 2, lambda n: n),
+}
+
+
+def cosine_alpha_bar(fraction: float) -> float:
+    return math.cos((fraction + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+# class -> (t = 0 .. T-1, T) -> beta, in plain floats
+SCHEDULES: dict[type, Callable[[int, int], float]] = {
+    LinearSchedule: lambda t, T: 1e-4 + (0.02 - 1e-4) * t / (T - 1),
+    LDMSchedule: lambda t, T: (math.sqrt(0.0015) + (math.sqrt(0.0195) - math.sqrt(0.0015)) * t / (T - 1)) ** 2,
+    CosineSchedule: lambda t, T: min(1 - cosine_alpha_bar((t + 1) / T) / cosine_alpha_bar(t / T), 0.999),
+}
+
+
+def concrete(base: type) -> list[type]:
+    """The instantiable subclasses of `base` that ldm itself defines."""
+    found: dict[type, None] = {}
+    for cls in base.__subclasses__():
+        if cls.__module__.startswith("ldm.") and not inspect.isabstract(cls) and cls is not DiscreteSchedule:
+            found[cls] = None
+        found |= dict.fromkeys(concrete(cls))
+    return list(found)
+
+
+def entry(table: dict[type, Any], cls: type) -> Any:
+    if cls not in table:
+        pytest.fail(f"{cls.__module__}.{cls.__name__} is new: enter it in SAMPLERS or SCHEDULES at the top of {__file__}")
+    return table[cls]
+
+
+each_sampler = pytest.mark.parametrize("cls", concrete(Sampler))
+each_schedule = pytest.mark.parametrize("cls", concrete(NoiseSchedule))
+each_prediction = pytest.mark.parametrize("prediction", list(ROWS))
+
+
+@lru_cache
+def schedule_of(cls: type, num_steps: int = 1000) -> NoiseSchedule:
+    return cls(num_steps)
+
+
+class Function(Network):
+    """A network that is a plain function."""
+
+    in_channels = 2
+
+    def __init__(self, function: Callable[[Tensor, Tensor, Cond], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return self.function(x, t, cond)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def column(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def no_noise() -> Tensor:
+    raise AssertionError("a deterministic sampler drew noise")
+
+
+def replay(noises: list[Tensor]) -> Callable[[], Tensor]:
+    draws = iter(noises)
+    return lambda: next(draws)
+
+
+def wavy(x: Tensor, t: Tensor) -> Tensor:
+    """An arbitrary nonlinear eps_theta of (B,2,h,w) and of the step t = 0 .. T-1, mixing channels and pixels."""
+    time = column(t / 10)
+    return torch.sin(1.3 * x + time) + 0.4 * torch.tanh(x.flip(1) * x.flip(3)) + 0.2 * torch.cos(time) * x
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gaussian oracle: z0 ~ N(MU, diag(C^2)), so that D and the probability-flow ODE's solution are known
+# ---------------------------------------------------------------------------------------------------------------------
+
+MU = torch.tensor([1.0, -0.5, 0.0], dtype=torch.float64).view(1, 3, 1, 1)
+C = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64).view(1, 3, 1, 1)
+
+
+def oracle(x: Tensor, sigma: Tensor) -> Tensor:
+    return MU + C**2 / (C**2 + sigma**2) * (x - MU)
+
+
+def flow(x: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    return MU + (x - MU) * ((C**2 + end**2) / (C**2 + start**2)).sqrt()
+
+
+def grid(n: int, high: float = 10.0, low: float = 0.05, rho: float = 7.0) -> Tensor:
+    """n steps down to low > 0, uneven in sigma and in log sigma (Eq. 5, arXiv:2206.00364)."""
+    return torch.linspace(high ** (1 / rho), low ** (1 / rho), n + 1, dtype=torch.float64) ** rho
+
+
+@each_sampler
+def test_convergence_order_on_the_gaussian_flow(cls: type) -> None:
+    expected = entry(SAMPLERS, cls)
+    x = MU + normal(4, 3, 1, 1) * 10
+    errors = []
+    for n in (64, 128, 256, 512):
+        sigmas = grid(n)
+        end = expected.sampler.sample(oracle, x, sigmas, no_noise)
+        errors.append(float((end - flow(x, sigmas[0], sigmas[-1])).abs().max()))
+    orders = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
+    assert orders[-1] == pytest.approx(expected.order, abs=0.05), f"errors {errors}, orders {orders}"
+    assert errors[-1] < (0.05 if expected.order == 1 else 1e-3), "the end point is not that of the ODE"
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_ancestral_noise_keeps_the_marginals(eta: float) -> None:
+    n, count = 1000, 10_000  # so fine that D's discretisation stays below half a standard error
+    sigmas = grid(n)
+    generator = torch.Generator().manual_seed(1)
+    draws = 0
+
+    def noise() -> Tensor:
+        nonlocal draws
+        draws += 1
+        return torch.randn(count, 3, 1, 1, generator=generator, dtype=torch.float64)
+
+    start = MU + (C**2 + sigmas[0] ** 2).sqrt() * noise()
+    end = Ancestral(eta).sample(oracle, start, sigmas, noise)
+    assert draws == 1 + n
+    variance = (C**2 + sigmas[-1] ** 2).flatten()
+    mean_error = (end.mean(0).flatten() - MU.flatten()) / (variance / count).sqrt()
+    variance_error = (end.var(0).flatten() - variance) / (variance * math.sqrt(2 / (count - 1)))
+    assert mean_error.abs().max() < 3, mean_error
+    assert variance_error.abs().max() < 3, variance_error
+    # how much of the start the noise has replaced: nothing along the ODE, as much as the forward process for eta = 1
+    correlation = torch.stack([torch.corrcoef(torch.stack([start[:, i, 0, 0], end[:, i, 0, 0]]))[0, 1] for i in range(3)])
+    expected = ((C**2 + sigmas[-1] ** 2) / (C**2 + sigmas[0] ** 2)).flatten() ** (eta**2 / 2)
+    correlation_error = (correlation - expected) / ((1 - expected**2) / math.sqrt(count))
+    assert correlation_error.abs().max() < 3, correlation_error
+
+
+@each_sampler
+def test_ends_in_a_point_mass(cls: type) -> None:
+    sigmas, point, x = schedule_of(LDMSchedule).steps(7), normal(2, 3, 2, 2, seed=1), normal(2, 3, 2, 2) * 90
+    end = entry(SAMPLERS, cls).sampler.sample(lambda x, sigma: point, x, sigmas, no_noise)
+    close(end, point, 1e-11)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samplers: what they do with their arguments
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@each_sampler
+@pytest.mark.parametrize("n", [1, 2, 3, 10])
+def test_calls_of_the_denoiser(cls: type, n: int) -> None:
+    expected, sigmas, seen = entry(SAMPLERS, cls), schedule_of(LinearSchedule).steps(n), []
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        assert sigma.shape == ()
+        seen.append(float(sigma))
+        return x / (1 + sigma**2)
+
+    states = list(expected.sampler.steps(denoise, normal(1, 1, 2, 2), sigmas, no_noise))
+    assert len(states) == n
+    assert len(seen) == expected.calls(n)
+    assert set(seen) == set(sigmas[:-1].tolist()), "D is asked for at the given noise levels, never at 0"
+
+
+@each_sampler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_is_changed_in_place(cls: type, dtype: torch.dtype) -> None:
+    sampler, sigmas, same = entry(SAMPLERS, cls).sampler, grid(6), normal(2, 3, 1, 1, seed=3).to(dtype)
+    x, levels, answer = normal(2, 3, 1, 1).to(dtype), sigmas.clone(), same.clone()
+    for denoise in (lambda x, sigma: x, lambda x, sigma: same, lambda x, sigma: oracle(x, sigma).to(dtype)):
+        before, states, copies = x.clone(), [], []
+        for state in sampler.steps(denoise, x, sigmas, no_noise):
+            states.append(state)
+            copies.append(state.clone())
+        assert torch.equal(x, before)
+        assert torch.equal(same, answer)
+        assert torch.equal(sigmas, levels)
+        assert all(torch.equal(state, copy) for state, copy in zip(states, copies, strict=True))
+        assert all(state.dtype == dtype and state.shape == x.shape for state in states)
+        assert torch.equal(sampler.sample(denoise, x, sigmas, no_noise), states[-1])
+
+
+def test_ancestral_changes_neither_x_nor_noise() -> None:
+    sigmas, drawn = schedule_of(LDMSchedule).steps(5), [normal(2, 3, 1, 1, seed=s) for s in range(4)]
+    x, copies = normal(2, 3, 1, 1, seed=9), [noise.clone() for noise in drawn]
+    before = x.clone()
+    Ancestral(1.0).sample(oracle, x, sigmas, replay(drawn))  # 4 draws for 5 steps: none in the last
+    assert torch.equal(x, before)
+    assert all(torch.equal(a, b) for a, b in zip(drawn, copies, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samplers: the papers' algorithms in the papers' variables
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def alpha_bars(betas: list[float]) -> list[float]:
+    """[1, alpha_bar_1, ..., alpha_bar_T]"""
+    products = [1.0]
+    for beta in betas:
+        products.append(products[-1] * (1 - beta))
+    return products
+
+
+def in_vp_variables(states: Iterator[Tensor], sigmas: Tensor) -> list[Tensor]:
+    return [x / (1 + sigma**2).sqrt() for x, sigma in zip(states, sigmas[1:], strict=True)]
+
+
+@pytest.mark.parametrize("end", [0.02, 0.4])
+def test_ddpm_in_its_own_variables(end: float) -> None:
+    T, shape = 50, (3, 2, 2, 2)
+    noises = [normal(*shape, seed=s) for s in range(T)]
+
+    # arXiv:2006.11239, Algorithm 2 with Eqs. 6, 7 and 15, t = T .. 1
+    beta = [math.nan] + [1e-4 + (end - 1e-4) * t / (T - 1) for t in range(T)]
+    abar = alpha_bars(beta[1:])
+    x, paper = noises[0], []
+    for t in range(T, 0, -1):
+        eps = wavy(x, torch.full((3,), t - 1.0, dtype=torch.float64))
+        x0 = (x - math.sqrt(1 - abar[t]) * eps) / math.sqrt(abar[t])
+        on_x0 = math.sqrt(abar[t - 1]) * beta[t] / (1 - abar[t])
+        on_x = math.sqrt(1 - beta[t]) * (1 - abar[t - 1]) / (1 - abar[t])
+        beta_tilde = (1 - abar[t - 1]) / (1 - abar[t]) * beta[t]
+        x = on_x0 * x0 + on_x * x
+        if t > 1:
+            x = x + math.sqrt(beta_tilde) * noises[T - t + 1]
+        paper.append(x)
+
+    schedule = LinearSchedule(T, 1e-4, end)
+    denoiser = Denoiser(Function(lambda x, t, cond: wavy(x, t)), schedule, "eps")
+    sigmas = schedule.steps(T)
+    prior = schedule.prior(noises[0], sigmas[0])
+    close(prior / math.sqrt(1 + float(schedule.sigmas[-1]) ** 2), noises[0], 1e-14)
+    states = Ancestral(1.0).steps(lambda x, s: denoiser.predict(x, s, Cond()), prior, sigmas, replay(noises[1:]))
+    ours = in_vp_variables(states, sigmas)
+    assert len(ours) == T
+    for a, b in zip(ours, paper, strict=True):
+        close(a, b, 1e-9)
+
+
+EVERY_FIFTH = list(range(49, -1, -5))
+UNEVEN = [49, 48, 40, 27, 25, 11, 3, 2, 0]
+
+
+def sub_sequence(schedule: NoiseSchedule, tau: list[int]) -> Tensor:
+    return torch.cat([schedule.sigmas[tau], torch.zeros(1, dtype=torch.float64)])
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("tau", [EVERY_FIFTH, UNEVEN], ids=["even", "uneven"])
+def test_ddim_in_its_own_variables(eta: float, tau: list[int]) -> None:
+    T, shape = 50, (3, 2, 2, 2)
+    noises = [normal(*shape, seed=s) for s in range(len(tau))]
+
+    # arXiv:2010.02502, Eqs. 12 and 16; its alpha is DDPM's alpha_bar
+    abar = alpha_bars([1e-4 + (0.3 - 1e-4) * t / (T - 1) for t in range(T)])
+    x, paper = noises[0], []
+    for i, t in enumerate(tau):
+        a, a_prev = abar[t + 1], abar[tau[i + 1] + 1] if i + 1 < len(tau) else 1.0
+        eps = wavy(x, torch.full((3,), float(t), dtype=torch.float64))
+        sigma = eta * math.sqrt((1 - a_prev) / (1 - a)) * math.sqrt(1 - a / a_prev)
+        x0 = (x - math.sqrt(1 - a) * eps) / math.sqrt(a)
+        x = math.sqrt(a_prev) * x0 + math.sqrt(1 - a_prev - sigma**2) * eps
+        if sigma > 0:
+            x = x + sigma * noises[i + 1]
+        paper.append(x)
+
+    schedule = LinearSchedule(T, 1e-4, 0.3)
+    denoiser = Denoiser(Function(lambda x, t, cond: wavy(x, t)), schedule, "eps")
+    sigmas = sub_sequence(schedule, tau)
+    if tau == EVERY_FIFTH:
+        assert torch.equal(schedule.steps(10), sigmas)
+    noise = replay(noises[1:]) if eta else no_noise
+    states = Ancestral(eta).steps(lambda x, s: denoiser.predict(x, s, Cond()), schedule.prior(noises[0], sigmas[0]), sigmas, noise)
+    ours = in_vp_variables(states, sigmas)
+    assert len(ours) == len(tau)
+    for a, b in zip(ours, paper, strict=True):
+        close(a, b, 1e-9)
+
+
+@pytest.mark.parametrize("tau", [EVERY_FIFTH, UNEVEN], ids=["even", "uneven"])
+def test_dpm_solver_pp_2m_in_its_own_variables(tau: list[int]) -> None:
+    # arXiv:2211.01095, Algorithm 2, x_theta being the predicted x0; uneven steps tell r from 1 / r
+    T = 50
+    abar = alpha_bars([1e-4 + (0.3 - 1e-4) * t / (T - 1) for t in range(T)])
+    alpha = [math.sqrt(abar[t + 1]) for t in tau]
+    sigma = [math.sqrt(1 - abar[t + 1]) for t in tau]
+    lam = [math.log(a / s) for a, s in zip(alpha, sigma, strict=True)]
+
+    def x_theta(x: Tensor, i: int) -> Tensor:
+        return (x - sigma[i] * wavy(x, torch.full((3,), float(tau[i]), dtype=torch.float64))) / alpha[i]
+
+    x, paper, buffer = normal(3, 2, 2, 2), [], []
+    for i in range(1, len(tau)):
+        buffer.append(x_theta(x, i - 1))
+        D, h = buffer[-1], lam[i] - lam[i - 1]
+        if i > 1:
+            r = (lam[i - 1] - lam[i - 2]) / h
+            D = (1 + 1 / (2 * r)) * buffer[-1] - 1 / (2 * r) * buffer[-2]
+        x = sigma[i] / sigma[i - 1] * x - alpha[i] * (math.exp(-h) - 1) * D
+        paper.append(x)
+    paper.append(x_theta(x, len(tau) - 1))  # to sigma = 0 the step is of first order
+
+    schedule = LinearSchedule(T, 1e-4, 0.3)
+    denoiser = Denoiser(Function(lambda x, t, cond: wavy(x, t)), schedule, "eps")
+    sigmas = sub_sequence(schedule, tau)
+    prior = schedule.prior(normal(3, 2, 2, 2), schedule.sigmas[-1])
+    ours = in_vp_variables(DPMSolverPP2M().steps(lambda x, s: denoiser.predict(x, s, Cond()), prior, sigmas, no_noise), sigmas)
+    for a, b in zip(ours, paper, strict=True):
+        close(a, b, 1e-9)
+
+
+def test_heun_in_its_own_variables() -> None:
+    # arXiv:2206.00364, Algorithm 1 with sigma(t) = t and s(t) = 1
+    def D(x: Tensor, t: Tensor) -> Tensor:
+        return torch.sin(x) / (1 + t)
+
+    times = torch.tensor([9.0, 8.5, 4.0, 1.0, 0.9, 0.1, 0.0], dtype=torch.float64)
+    x = start = normal(2, 3, 2, 2) * 9
+    paper = []
+    for i in range(len(times) - 1):
+        t, t_next = times[i], times[i + 1]
+        d = x / t - D(x, t) / t
+        x_next = x + (t_next - t) * d
+        if t_next != 0:
+            d_prime = x_next / t_next - D(x_next, t_next) / t_next
+            x_next = x + (t_next - t) * (d / 2 + d_prime / 2)
+        x = x_next
+        paper.append(x)
+    for a, b in zip(Heun().steps(D, start, times, no_noise), paper, strict=True):
+        close(a, b, 1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Denoiser: the rows eps, v, x0
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def closed_form(prediction: str, z0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
+    """What a network of this prediction type should say, sigma (B,1,1,1)."""
+    alpha, sigma_vp = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
+    return {"eps": eps, "v": alpha * eps - sigma_vp * z0, "x0": z0}[prediction]
+
+
+def test_rows_with_a_closed_form() -> None:
+    assert set(ROWS) == {"eps", "v", "x0"}, "enter the new prediction type in closed_form and in test_min_snr_weight"
+    with pytest.raises(ValueError, match="allowed are eps, v, x0"):
+        Denoiser(Function(lambda x, t, cond: x), LinearSchedule(), "score")  # type: ignore[arg-type]
+
+
+@each_prediction
+@quick
+@given(data=st.data(), seed=st.integers(0, 2**16))
+def test_rows_agree_on_the_same_d(prediction: str, data: st.DataObject, seed: int) -> None:
+    schedule = schedule_of(data.draw(st.sampled_from([LinearSchedule, LDMSchedule])))
+    t = torch.tensor(data.draw(st.lists(st.floats(0, 999), min_size=3, max_size=3)), dtype=torch.float64)
+    sigma = schedule.sigma(t)
+    z0, eps = normal(2, 3, 2, 2, 2, seed=seed)
+    x = z0 + column(sigma) * eps
+    seen = []
+
+    def answer(x_seen: Tensor, t_seen: Tensor, cond: Cond) -> Tensor:
+        seen.append((x_seen, t_seen, cond))
+        return denoiser.target(x, z0, sigma)
+
+    denoiser, cond = Denoiser(Function(answer), schedule, prediction), Cond()
+    close(denoiser.target(x, z0, sigma), closed_form(prediction, z0, eps, column(sigma)), 1e-9)
+    close(denoiser.predict(x, sigma, cond), z0, 1e-9)
+    close(denoiser.raw(x, sigma, cond), denoiser.target(x, z0, sigma), 0)
+    c_out = denoiser.output_weight(sigma).sqrt()
+    shifted = Denoiser(Function(lambda x, t, cond: answer(x, t, cond) + 1), schedule, prediction)
+    close((shifted.predict(x, sigma, cond) - z0).abs(), column(c_out).expand_as(z0), 1e-9)
+    # what the network is shown: DDPM's x_t, of unit variance, and the step
+    alpha_bar = column(1 / (1 + sigma**2))
+    for x_seen, t_seen, cond_seen in seen:
+        close(x_seen, alpha_bar.sqrt() * z0 + (1 - alpha_bar).sqrt() * eps, 1e-9)
+        close(t_seen, t, 1e-8)
+        assert cond_seen is cond
+
+
+@each_prediction
+def test_one_sigma_serves_the_whole_batch(prediction: str) -> None:
+    schedule, x = schedule_of(LDMSchedule), normal(3, 2, 2, 2)
+    denoiser = Denoiser(Function(lambda x, t, cond: wavy(x, t)), schedule, prediction)
+    sigma = schedule.sigmas[321]
+    close(denoiser.predict(x, sigma, Cond()), denoiser.predict(x, sigma.expand(3), Cond()), 1e-14)
+    assert denoiser.predict(x.float(), sigma, Cond()).dtype == torch.float32
+
+
+def test_predictions_sample_alike() -> None:
+    """Three networks that say the same in three ways are one model to a sampler."""
+    schedule, ends = schedule_of(LinearSchedule, 50), []
+
+    for prediction in ROWS:
+
+        def answer(x_vp: Tensor, t: Tensor, cond: Cond, prediction: str = prediction) -> Tensor:
+            sigma = column(schedule.sigma(t))
+            eps = wavy(x_vp, t)
+            return closed_form(prediction, (1 + sigma**2).sqrt() * x_vp - sigma * eps, eps, sigma)
+
+        denoiser = Denoiser(Function(answer), schedule, prediction)  # type: ignore[arg-type]
+        start = schedule.prior(normal(3, 2, 2, 2), schedule.sigmas[-1])
+        ends.append(DPMSolverPP2M().sample(lambda x, s, d=denoiser: d.predict(x, s, Cond()), start, schedule.steps(10), no_noise))
+    close(ends[1], ends[0], 1e-9)
+    close(ends[2], ends[0], 1e-9)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Objectives
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@each_prediction
+@pytest.mark.parametrize("objective", [Simple(), MinSNR(), MinSNR(gamma=1.0)], ids=repr)
+def test_losses_of_the_perfect_and_of_the_zero_network(objective: Simple, prediction: str) -> None:
+    schedule = schedule_of(LDMSchedule)
+    t, z0, noise = torch.tensor([0, 137, 640, 999]), normal(4, 2, 3, 3), normal(4, 2, 3, 3, seed=1)
+    sigma = schedule.sigmas[t]
+    target = closed_form(prediction, z0, noise, column(sigma))
+    expected = target.square().mean((1, 2, 3))
+    if isinstance(objective, MinSNR):
+        snr, c_out_squared = sigma**-2, {"eps": sigma**2, "v": sigma**2 / (1 + sigma**2), "x0": sigma**0}[prediction]
+        expected = expected * snr.clamp(max=objective.gamma) * c_out_squared
+
+    def perfect(x: Tensor, t_seen: Tensor, cond: Cond) -> Tensor:
+        alpha_bar = column(1 / (1 + sigma**2))
+        close(x, alpha_bar.sqrt() * z0 + (1 - alpha_bar).sqrt() * noise, 1e-12)
+        close(t_seen, t.double(), 1e-8)
+        return target
+
+    def loss(function: Callable[[Tensor, Tensor, Cond], Tensor]) -> Tensor:
+        return objective.loss(Denoiser(Function(function), schedule, prediction), z0, noise, t, Cond())  # type: ignore[arg-type]
+
+    zero = loss(lambda x, t, cond: torch.zeros_like(x))
+    assert zero.shape == (4,)
+    torch.testing.assert_close(zero.double(), expected, rtol=1e-5, atol=0)
+    assert loss(perfect).max() < 1e-20
+    assert loss(perfect).min() >= 0
+    torch.testing.assert_close(loss(lambda x, t, cond: 3 * target).double(), 4 * expected, rtol=1e-5, atol=0)
+
+
+@quick
+@given(log_sigma=st.floats(-5, 10), gamma=st.floats(0.1, 50))
+def test_min_snr_weight(log_sigma: float, gamma: float) -> None:
+    sigma = torch.tensor([math.exp(log_sigma)], dtype=torch.float64)
+    snr = math.exp(-2 * log_sigma)
+    expected = {"eps": min(snr, gamma) / snr, "v": min(snr, gamma) / (snr + 1), "x0": min(snr, gamma)}
+    for prediction in ROWS:
+        denoiser = Denoiser(Function(lambda x, t, cond: x), schedule_of(LinearSchedule), prediction)  # type: ignore[arg-type]
+        assert float(MinSNR(gamma).weight(denoiser, sigma)) == pytest.approx(expected[prediction], rel=1e-12)
+        assert float(Simple().weight(denoiser, sigma)) == 1
+
+
+@each_schedule
+@each_prediction
+def test_weights_are_finite_and_positive_on_every_level(cls: type, prediction: str) -> None:
+    schedule = schedule_of(cls)
+    denoiser = Denoiser(Function(lambda x, t, cond: x), schedule, prediction)
+    for dtype in (torch.float32, torch.float64):
+        weight = MinSNR().weight(denoiser, schedule.sigma(torch.arange(1000)).to(dtype)).to(dtype)
+        assert weight.shape == (1000,)
+        assert torch.isfinite(weight).all()
+        assert (weight > 0).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Guidance
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def conditional(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+    assert cond.vector is not None
+    assert len(cond.vector) == len(x)
+    return torch.tanh(x * cond.vector.view(-1, 2, 1, 1)) / (1 + sigma)
+
+
+@quick
+@given(scale=st.one_of(st.floats(-5, 20), st.sampled_from([0.0, 1.0, 0, 1, 0.5, 7.5])), seed=st.integers(0, 2**16))
+def test_cfg_formula(scale: float, seed: int) -> None:
+    x, sigma = normal(3, 2, 2, 2, seed=seed), torch.tensor(1.7, dtype=torch.float64)
+    cond, null = Cond(vector=normal(3, 2, seed=seed + 1)), Cond(vector=normal(3, 2, seed=seed + 2))
+    rows = []
+
+    def predict(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        rows.append(len(x))
+        return conditional(x, sigma, cond)
+
+    guided = CFG(scale).guide(predict, cond, null)(x, sigma)
+    with_cond, with_null = conditional(x, sigma, cond), conditional(x, sigma, null)
+    if scale == 1:
+        assert torch.equal(guided, with_cond)
+    elif scale == 0:
+        assert torch.equal(guided, with_null)
+    else:
+        close(guided, with_null + scale * (with_cond - with_null), 1e-12)
+    assert rows == ([3] if scale in (0, 1) else [6]), "one call; half the batch where one prediction is enough"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Schedules
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@each_schedule
+@pytest.mark.parametrize("num_steps", [2, 37, 1000])
+def test_sigmas_against_the_closed_form(cls: type, num_steps: int) -> None:
+    beta = entry(SCHEDULES, cls)
+    schedule = schedule_of(cls, num_steps)
+    abar = alpha_bars([beta(t, num_steps) for t in range(num_steps)])[1:]
+    assert schedule.sigmas.dtype == torch.float64
+    assert schedule.sigmas.shape == (num_steps,)
+    expected = torch.tensor([1 / a - 1 for a in abar], dtype=torch.float64)
+    torch.testing.assert_close(schedule.sigmas**2, expected, rtol=1e-9, atol=0)
+    assert (schedule.sigmas.diff() > 0).all()
+    assert schedule.sigmas[0] > 0
+
+
+def test_cosine_alpha_bar() -> None:
+    """Below the clamp the product of the betas telescopes to f(t) / f(0) (Eq. 17, arXiv:2102.09672)."""
+    alpha_bar = 1 / (1 + schedule_of(CosineSchedule).sigmas ** 2)
+    expected = [cosine_alpha_bar((t + 1) / 1000) / cosine_alpha_bar(0) for t in range(999)]
+    close(alpha_bar[:-1], torch.tensor(expected, dtype=torch.float64), 1e-11)
+    assert float(alpha_bar[-1]) == pytest.approx(expected[-1] * (1 - 0.999), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "arguments"),
+    [
+        (LinearSchedule, "linear", {"beta_start": 1e-4, "beta_end": 0.02}),
+        (LDMSchedule, "scaled_linear", {"beta_start": 0.0015, "beta_end": 0.0195}),
+        (CosineSchedule, "squaredcos_cap_v2", {}),
+    ],
+)
+def test_alpha_bar_is_that_of_diffusers(cls: type, name: str, arguments: dict[str, float]) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule=name, **arguments).alphas_cumprod.double()
+    ours = 1 / (1 + schedule_of(cls).sigmas ** 2)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)  # where alpha_bar itself is below 1e-5
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+@pytest.mark.parametrize("n", [1, 2, 10, 25, 37, 1000])
+def test_spacing_is_that_of_diffusers(spacing: str, n: int) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(num_train_timesteps=1000, timestep_spacing=spacing)
+    scheduler.set_timesteps(n)
+    timesteps = scheduler.timesteps.tolist()
+    if spacing == "linspace" and n == 1:
+        timesteps = [999]  # diffusers' own is 0; a single step should start from noise
+    schedule = schedule_of(LinearSchedule)
+    assert torch.equal(schedule.steps(n, spacing)[:-1], schedule.sigmas[timesteps])
+
+
+@each_schedule
+@pytest.mark.parametrize("num_steps", [37, 1000])
+@quick
+@given(data=st.data(), spacing=st.sampled_from(["trailing", "leading", "linspace"]))
+def test_steps(cls: type, num_steps: int, data: st.DataObject, spacing: str) -> None:
+    schedule = schedule_of(cls, num_steps)
+    n = data.draw(st.integers(1, num_steps), label="n")
+    sigmas = schedule.steps(n, spacing)
+    assert sigmas.shape == (n + 1,)
+    assert sigmas.dtype == torch.float64
+    assert (sigmas.diff() < 0).all()
+    assert sigmas[-1] == 0
+    index = {level: t for t, level in enumerate(schedule.sigmas.tolist())}
+    t = [index[level] for level in sigmas[:-1].tolist()]  # a KeyError: not a level of the schedule
+    if spacing == "trailing":
+        assert t[0] == num_steps - 1
+        assert all(abs(t[i] - (num_steps - num_steps * i / n - 1)) <= 0.5 + 1e-9 for i in range(n))
+        assert torch.equal(sigmas, schedule.steps(n))
+    elif spacing == "leading":
+        assert t == [i * (num_steps // n) for i in reversed(range(n))]
+    else:
+        assert t[0] == num_steps - 1
+        assert n == 1 or all(abs(t[i] - (num_steps - 1) * (1 - i / (n - 1))) <= 0.5 + 1e-9 for i in range(n))
+    if n == num_steps:
+        assert t == list(reversed(range(num_steps)))
+
+
+@each_schedule
+@pytest.mark.parametrize("num_steps", [37, 1000])
+def test_steps_that_do_not_exist(cls: type, num_steps: int) -> None:
+    schedule = schedule_of(cls, num_steps)
+    for n in (-1, 0, num_steps + 1, 10 * num_steps):
+        for spacing in ("trailing", "leading", "linspace"):
+            with pytest.raises(ValueError, match=f"^{n} sampling steps .* 1 to {num_steps}$"):
+                schedule.steps(n, spacing)
+    with pytest.raises(ValueError, match="allowed are trailing, leading, linspace"):
+        schedule.steps(5, "karras")
+    with pytest.raises(ValueError, match="num_steps is 0"):
+        _ = cls(0).sigmas
+
+
+@each_schedule
+@pytest.mark.parametrize("num_steps", [1, 2, 37, 1000])
+@quick
+@given(data=st.data())
+def test_t_and_sigma_are_inverse(cls: type, num_steps: int, data: st.DataObject) -> None:
+    schedule = schedule_of(cls, num_steps)
+    top = num_steps - 1
+    t = torch.tensor(data.draw(st.lists(st.floats(0, top), min_size=1, max_size=5), label="t"), dtype=torch.float64)
+    sigma = schedule.sigma(t)
+    assert sigma.shape == t.shape
+    assert (sigma >= schedule.sigmas[0] * (1 - 1e-12)).all()
+    assert (sigma <= schedule.sigmas[-1] * (1 + 1e-12)).all()
+    close(schedule.t(sigma), t, 1e-8)
+    close(schedule.t(sigma[0]), t[0], 1e-8)  # a single level, of shape ()
+    torch.testing.assert_close(schedule.sigma(schedule.t(sigma)), sigma, rtol=1e-10, atol=0)
+
+
+@each_schedule
+@pytest.mark.parametrize("num_steps", [1, 2, 37, 1000])
+def test_sigma_at_whole_steps_and_between(cls: type, num_steps: int) -> None:
+    schedule = schedule_of(cls, num_steps)
+    whole = torch.arange(num_steps)
+    for t in (whole, whole.float(), whole.double()):
+        torch.testing.assert_close(schedule.sigma(t), schedule.sigmas, rtol=1e-12, atol=0)
+    close(schedule.t(schedule.sigmas), whole.double(), 1e-8)
+    halfway = (schedule.sigmas[:-1] * schedule.sigmas[1:]).sqrt()
+    torch.testing.assert_close(schedule.sigma(whole[:-1] + 0.5), halfway, rtol=1e-12, atol=0)
+    if num_steps > 1:
+        beyond = torch.stack([schedule.sigmas[0] / 2, schedule.sigmas[-1] * 2, torch.zeros((), dtype=torch.float64)])
+        assert schedule.t(beyond).tolist() == [0, num_steps - 1, 0]
+
+
+@each_schedule
+@pytest.mark.parametrize(
+    "spacing",
+    ["trailing", "linspace", "leading"],
+)
+def test_the_network_sees_unit_variance_at_the_start(cls: type, spacing: str) -> None:
+    schedule, noise = schedule_of(cls), normal(2, 2, 2, 2)
+    seen = []
+    denoiser = Denoiser(Function(lambda x, t, cond: seen.append(x) or x), schedule)
+    start = schedule.steps(10, spacing)[0]
+    denoiser.predict(schedule.prior(noise, start), start, Cond())
+    close(seen[0], noise, 1e-12)

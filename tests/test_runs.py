@@ -1,0 +1,234 @@
+"""fit, encode, validate, predict end to end at toy size: what they write, that they are exact, that they resume."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import CSV, QUIET, ldm, stage1, stage2
+from PIL import Image
+
+from ldm import model_folder
+from ldm.cli import main
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def test_fit_writes_checkpoints_pictures_metrics_and_a_model_folder_without_pickle(trained: Path) -> None:
+    for stage in ("autoencoder", "diffusion"):
+        root = trained / stage
+        assert (root / "checkpoints" / "last.ckpt").is_file()
+        assert sorted(p.name for p in (root / "model").iterdir()) == ["config.yaml", "model.safetensors"]
+        assert list((root / "pictures").glob("*_0000010.png"))
+        assert list((root / "logs").rglob("metrics.csv"))
+        card = model_folder.load(root / "model").card
+        assert card["steps"] == 10
+        assert card["classes"] == list("0123456789")
+
+
+def test_the_frozen_autoencoder_is_bit_equal_after_stage_2(trained: Path) -> None:
+    first = model_folder.load(trained / "autoencoder" / "model").model
+    second = model_folder.load(trained / "diffusion" / "model").model.latents.autoencoder
+    assert model_folder.fingerprint(first) == model_folder.fingerprint(second)
+
+
+def test_the_model_folder_holds_the_averaged_weights_of_the_checkpoint(trained: Path) -> None:
+    folder = model_folder.load(trained / "diffusion" / "model").model.state_dict()
+    checkpoint = model_folder.load(trained / "diffusion" / "checkpoints" / "last.ckpt").model.state_dict()
+    raw = weights(trained / "diffusion" / "checkpoints" / "last.ckpt")
+    assert all(torch.equal(folder[name], checkpoint[name]) for name in folder)
+    assert any(not torch.equal(folder[name], raw[f"model.{name}"]) for name in folder)
+
+
+def test_latent_statistics_are_those_of_the_training_images(trained: Path) -> None:
+    latents = model_folder.load(trained / "diffusion" / "model").model.latents
+    assert int(latents.count) == 1797 - 180
+    assert latents.size.tolist() == [8, 8]
+    moments = torch.from_numpy(__import__("numpy").load(next((trained / "latents").glob("*/moments.npy")))[0]).float()
+    mean, log_variance = moments.chunk(2, dim=1)
+    std = (mean.var((0, 2, 3)) + log_variance.exp().mean((0, 2, 3))).sqrt()
+    torch.testing.assert_close(latents.shift, mean.mean((0, 2, 3)), atol=0.02, rtol=0)
+    torch.testing.assert_close(latents.scale, std, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("stage", [stage1, stage2], ids=["stage1", "stage2"])
+def test_resuming_inside_an_epoch_equals_an_uninterrupted_run_bit_for_bit(trained: Path, tmp_path: Path, stage) -> None:
+    saving = ["--trainer.callbacks.init_args.every_n_train_steps=3", "--trainer.callbacks.init_args.save_top_k=-1"]
+    options = [*saving, "--trainer.val_check_interval=4", "--trainer.accumulate_grad_batches=2"]
+    for name in ("whole", "parts"):
+        shutil.copytree(trained / "autoencoder" / "model", tmp_path / name / "autoencoder" / "model")
+    assert main(stage(tmp_path / "whole", *options, steps=7)) == 0
+    root = "autoencoder" if stage is stage1 else "diffusion"
+    checkpoint = tmp_path / "whole" / root / "checkpoints" / "step=3.ckpt"
+    assert main(stage(tmp_path / "parts", *options, "--ckpt_path", str(checkpoint), steps=7)) == 0
+    ends = [tmp_path / name / root for name in ("whole", "parts")]
+    assert_same_weights(*(end / "checkpoints" / "last.ckpt" for end in ends))
+    folders = [(end / "model" / "model.safetensors").read_bytes() for end in ends]
+    assert folders[0] == folders[1], "the averaged weights differ"
+
+
+def test_predict_gives_the_same_bytes_at_batch_1_and_7_and_in_two_processes(trained: Path, tmp_path: Path) -> None:
+    common = ["predict", "--model", str(trained / "diffusion" / "model"), "--num", "9", "--steps", "3", "--trainer.accelerator=cpu"]
+    for batch in ("1", "7"):
+        assert main([*common, "--batch_size", batch, "--out", str(tmp_path / batch)]) == 0
+    two = ldm(*common, "--batch_size", "2", "--out", str(tmp_path / "two"), "--trainer.devices=2", "--trainer.strategy=ddp")
+    assert two.returncode == 0, two.stderr
+    for index in range(9):
+        pictures = {(tmp_path / folder / f"{index}.png").read_bytes() for folder in ("1", "7", "two")}
+        assert len(pictures) == 1, f"picture {index} depends on the batch"
+    manifest = [json.loads(line) for line in (tmp_path / "two" / "manifest.jsonl").read_text().splitlines()]
+    assert [entry["index"] for entry in manifest] == list(range(9))
+    assert manifest[8] | {"file": "8.png", "class": "8", "seed": 0, "steps": 3} == manifest[8]
+    assert manifest[0]["model_sha256"] == model_folder.load(trained / "diffusion" / "model").sha256
+
+
+def test_predict_needs_the_checkpoint_and_nothing_else_and_a_rerun_skips_what_is_done(trained: Path, tmp_path: Path, capsys) -> None:
+    checkpoint = shutil.copy(trained / "diffusion" / "checkpoints" / "last.ckpt", tmp_path / "alone.ckpt")
+    command = [
+        "predict",
+        "--model",
+        str(checkpoint),
+        "--steps=2",
+        "--out",
+        str(tmp_path / "out"),
+        "--classes=[3,7]",
+        "--trainer.accelerator=cpu",
+    ]
+    assert main([*command, "--num=4"]) == 0
+    before = (tmp_path / "out" / "3.png").stat().st_mtime_ns
+    (tmp_path / "out" / "1.png").unlink()
+    assert main([*command, "--num=5"]) == 0
+    assert "2 pictures made, 3 were there" in capsys.readouterr().out
+    assert (tmp_path / "out" / "3.png").stat().st_mtime_ns == before
+    entries = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert [entry["class"] for entry in entries] == ["3", "7", "3", "7", "3"]
+    assert Image.open(tmp_path / "out" / "grid.png").size == (2 + 2 * 34, 2 + 3 * 34)
+    assert main([*command, "--num=4", "--seed=1"]) == 1
+    assert "made with other settings" in capsys.readouterr().err
+
+
+def test_a_plain_folder_of_jpegs_trains_both_stages(photos, tmp_path: Path) -> None:
+    folder, run = photos(), tmp_path / "run"
+    size = ["--data.size=32", "--data.val_fraction=0.3"]
+    assert main(stage1(run, "--data.path", str(folder), *size, data="folder")) == 0
+    assert main(stage2(run, "--data.path", str(folder), *size, "--model.conditioner.num_classes=2", data="folder")) == 0
+    assert model_folder.load(run / "diffusion" / "model").card["classes"] == ["cats", "dogs"]
+
+
+def test_stage_2_without_a_cache_and_without_classes(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
+    assert main(stage2(tmp_path, "--data.cache=null", "--model.conditioner=Unconditional", "--model.network.vector_dim=0")) == 0
+    assert not (tmp_path / "latents").exists()
+    loaded = model_folder.load(tmp_path / "diffusion" / "model")
+    cached = model_folder.load(trained / "diffusion" / "model").model.latents
+    torch.testing.assert_close(loaded.model.latents.scale, cached.scale, rtol=0.02, atol=0)
+    assert main(["predict", "--model", str(tmp_path / "diffusion" / "model"), "--num=2", "--steps=2", "--out", str(tmp_path / "s")]) == 0
+
+
+def test_encode_writes_the_cache_and_trains_nothing(trained: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
+    assert main(stage2(tmp_path, command="encode")) == 0
+    assert "1617 images of 32 px encoded" in capsys.readouterr().out
+    assert list((tmp_path / "latents").glob("*/latents.json"))
+    assert not (tmp_path / "diffusion" / "checkpoints").exists()
+
+
+def test_validate_and_test_report_psnr_and_write_json(trained: Path) -> None:
+    for command in ("validate", "test"):
+        arguments = stage1(trained, "--ckpt_path", "last")
+        assert main([command, *arguments[1:]]) == 0
+        metrics = json.loads((trained / "autoencoder" / f"{command}.json").read_text())
+        assert 5 < metrics["val/psnr"] < 60
+        assert 0 < metrics["val/ssim"] <= 1
+
+
+def test_two_processes_train_both_stages_and_encode(tmp_path: Path) -> None:
+    ddp = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4"]
+    for arguments in (stage1(tmp_path, *ddp), stage2(tmp_path, *ddp, command="encode"), stage2(tmp_path, *ddp)):
+        result = ldm(*arguments)
+        assert result.returncode == 0, result.stderr[-2000:]
+    latents = model_folder.load(tmp_path / "diffusion" / "model").model.latents
+    assert int(latents.count) == 1617
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_signal_saves_a_checkpoint_that_resumes(tmp_path: Path, number: signal.Signals) -> None:
+    arguments = stage1(tmp_path, "--trainer.val_check_interval=100000", "--trainer.log_every_n_steps=1", steps=100_000)
+    process = subprocess.Popen([sys.executable, "-m", "ldm", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "autoencoder" / "logs" / "version_0" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not metrics.is_file() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    last = tmp_path / "autoencoder" / "checkpoints" / "last.ckpt"
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert step > 0
+    assert f"stopped at step {step}" in errors
+    assert main(stage1(tmp_path, "--ckpt_path", "last", steps=step + 2)) == 0
+    assert torch.load(last, weights_only=True)["global_step"] == step + 2
+
+
+def test_wandb_logs_offline_where_there_is_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    arguments = [a for a in stage1(tmp_path) if a != "trainer/csv.yaml"]
+    index = arguments.index("trainer/cpu.yaml")
+    del arguments[index + 1]
+    result = ldm(*arguments)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert list((tmp_path / "autoencoder").rglob("offline-run-*/*.wandb"))
+
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+MODELS = sorted([*CONFIGS.glob("autoencoder/*.yaml"), *CONFIGS.glob("diffusion/*.yaml")])
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.relative_to(CONFIGS).as_posix())
+def test_every_model_config_runs_for_two_tiny_steps(path: Path, trained: Path, photos, tmp_path: Path) -> None:
+    settings = yaml.safe_load(path.read_text())
+    data = next((name for name in ("digits", "emoji") if name in path.stem), "folder")
+    run = ["-c", f"data/{data}.yaml", "-c", str(path), "--run", str(tmp_path), "--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+    run += [
+        "--data.batch_size=2",
+        *(["--data.path", str(photos(6)), "--data.val_fraction=0.4", "--data.size=64"] if data == "folder" else []),
+    ]
+    run += ["--trainer.limit_val_batches=1"]
+    if "first_stage" in settings["model"]["init_args"]:
+        factor = settings["model"]["init_args"]["network"]["init_args"]["in_channels"]
+        make_first_stage(tmp_path, channels=factor)
+        run += ["--model.network.channels=32", "--model.sampling_steps=2"]
+        if "folder" == data and settings["model"]["init_args"]["conditioner"]["class_path"] == "ClassLabel":
+            run += ["--model.conditioner.num_classes=2"]
+    else:
+        run += ["--model.autoencoder.channels=32"]
+    assert main(["fit", *CSV, *QUIET, *run]) == 0
+
+
+def make_first_stage(run: Path, channels: int) -> None:
+    from ldm.autoencoder.kl import KLAutoencoder
+
+    autoencoder = KLAutoencoder(channels, 32, (1,), 1, patch=4)
+    model_folder.save(autoencoder, run / "autoencoder" / "model", {"classes": []})
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.relative_to(CONFIGS).as_posix())
+def test_every_config_opens_with_what_it_is_for(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+    assert isinstance(yaml.safe_load(path.read_text()), dict)
