@@ -214,7 +214,7 @@ def test_every_model_config_runs_for_two_tiny_steps(path: Path, trained: Path, p
         factor = settings["model"]["init_args"]["network"]["init_args"]["in_channels"]
         make_first_stage(tmp_path, channels=factor)
         run += ["--model.network.channels=32", "--model.sampling_steps=2"]
-        if "folder" == data and settings["model"]["init_args"]["conditioner"]["class_path"] == "ClassLabel":
+        if data == "folder" and settings["model"]["init_args"]["conditioner"]["class_path"] == "ClassLabel":
             run += ["--model.conditioner.num_classes=2"]
     else:
         run += ["--model.autoencoder.channels=32"]

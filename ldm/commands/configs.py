@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,14 +20,20 @@ def find_configs(arguments: list[str]) -> list[str]:
     """-c data/digits.yaml: a file here, or one of those that come with the package."""
     found: list[str] = []
     for argument in arguments:
-        if found and found[-1] in ("-c", "--config") and not Path(argument).exists():
-            shipped = CONFIGS / argument.removeprefix("configs/")
-            if not shipped.is_file():
-                known = ", ".join(sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")))
-                raise ValueError(f"there is no config file {argument!r}; the package has {known}")
-            argument = str(shipped)
-        found.append(argument)
+        found.append(_config(argument) if found and found[-1] in ("-c", "--config") else argument)
     return found
+
+
+def _config(name: str) -> str:
+    path = Path(name) if Path(name).exists() else CONFIGS / name.removeprefix("configs/")
+    if not path.is_file():
+        known = ", ".join(sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")))
+        raise ValueError(f"there is no config file {name!r}; the package has {known}")
+    try:
+        yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    return str(path)
 
 
 def sentence(error: Exception) -> str:

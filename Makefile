@@ -1,0 +1,27 @@
+# make help lists the targets.  Each does its own set-up: a virtual environment in .venv, the tested versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo demo-emoji test test-slow lint bench
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "ldm needs Python 3.10 or newer; set PYTHON"'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+setup: .venv/.ready  ## only the virtual environment
+demo: .venv/.ready  ## the main job on digits, then samples of the carried emoji model (minutes on 2 cores)
+	$(BIN)/python tools/demo.py
+demo-emoji: .venv/.ready  ## the emoji model from scratch, 20 minutes on 2 cores
+	$(BIN)/python tools/demo.py --emoji
+test: .venv/.ready  ## the test suite (minutes)
+	$(BIN)/python -m pytest
+test-slow: .venv/.ready  ## the tests that take longer
+	$(BIN)/python -m pytest -m slow
+lint: .venv/.ready  ## format and types
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/hadolint docker/Dockerfile
+bench: .venv/.ready  ## train and sampling steps against diffusers, paired
+	$(BIN)/python tools/benchmark.py

@@ -1,0 +1,179 @@
+"""A user's mistake ends with one sentence and a status other than 0: no traceback, nothing lost."""
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+from conftest import CSV, ldm, stage1, stage2
+from PIL import Image
+
+from ldm.cli import main
+
+
+def fails_with(capsys: pytest.CaptureFixture[str], arguments: list[str], *parts: str) -> None:
+    capsys.readouterr()
+    assert main(arguments) != 0
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    for part in parts:
+        assert part in said
+    assert said.startswith(f"ldm {arguments[0]}: ")
+
+
+def folder_run(tmp_path: Path, path: Path, *extra: str) -> list[str]:
+    return stage1(tmp_path / "run", "--data.path", str(path), "--data.size=32", "--data.val_fraction=0.3", *extra, data="folder")
+
+
+def test_missing_folder(tmp_path, capsys) -> None:
+    fails_with(capsys, folder_run(tmp_path, tmp_path / "nowhere"), "nowhere", "not a folder")
+
+
+def test_empty_folder(tmp_path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    fails_with(capsys, folder_run(tmp_path, tmp_path / "empty"), "no images in", "empty", ".jpg")
+
+
+def test_no_path(tmp_path, capsys) -> None:
+    fails_with(capsys, stage1(tmp_path, data="folder"), "data", "path")
+
+
+def test_corrupt_images_are_named_skipped_and_counted(photos, tmp_path, capsys) -> None:
+    folder = photos()
+    (folder / "cats" / "1.jpg").write_bytes((folder / "cats" / "1.jpg").read_bytes()[:300])
+    (folder / "dogs" / "bad.png").write_text("not an image")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert (
+            main(folder_run(tmp_path, folder, "--trainer.max_epochs=2", "--trainer.max_steps=-1", "--model.optimizer.decay=constant")) == 0
+        )
+    assert "2 unreadable images were skipped" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:skipped an image")
+def test_more_corrupt_images_than_allowed(photos, tmp_path, capsys) -> None:
+    folder = photos()
+    for path in sorted(folder.rglob("*.jpg"))[:6]:
+        path.write_bytes(b"\xff\xd8 nothing")
+    fails_with(capsys, folder_run(tmp_path, folder, "--data.max_damaged=1"), "images cannot be read", "max_damaged = 1", ".jpg")
+
+
+@pytest.mark.parametrize(
+    ("option", "part"),
+    [
+        ("--model.autoencoder.chanels=3", "chanels"),
+        ("--trainer.max_step=3", "--trainer.max_step"),
+        ("--model.optimizer.lr=fast", "lr"),
+        ("--data.size=33", "33x33"),
+        ("--data.val_fraction=2", "val_fraction"),
+        ("--data.batch_size=0", "batch_size"),
+        ("--ckpt_path=last", "no checkpoint"),
+    ],
+)
+def test_wrong_options(tmp_path, capsys, option: str, part: str) -> None:
+    fails_with(capsys, stage1(tmp_path, option), part)
+
+
+def test_wrong_key_in_yaml(tmp_path, capsys) -> None:
+    (tmp_path / "mine.yaml").write_text("model:\n  init_args:\n    autoencoder:\n      init_args:\n        chanels: 3\n")
+    fails_with(capsys, stage1(tmp_path, "-c", str(tmp_path / "mine.yaml")), "chanels")
+
+
+def test_yaml_that_is_not_yaml(tmp_path, capsys) -> None:
+    (tmp_path / "mine.yaml").write_text("model: [\n")
+    fails_with(capsys, stage1(tmp_path, "-c", str(tmp_path / "mine.yaml")), "mine.yaml")
+
+
+def test_missing_config(capsys) -> None:
+    fails_with(capsys, ["fit", "-c", "data/none.yaml"], "data/none.yaml", "data/digits.yaml")
+
+
+def test_missing_first_stage(tmp_path, capsys) -> None:
+    fails_with(capsys, stage2(tmp_path), "autoencoder/model", "no model at")
+
+
+def test_first_stage_of_another_shape(trained, tmp_path, capsys) -> None:
+    shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
+    fails_with(capsys, stage2(tmp_path, "--model.network.in_channels=5"), "5 latent channels", "makes 4")
+
+
+def test_first_stage_that_is_no_autoencoder(trained, tmp_path, capsys) -> None:
+    fails_with(capsys, stage2(tmp_path, "--model.first_stage", str(trained / "diffusion" / "model")), "LatentDiffusion", "stage 1")
+
+
+def test_wrong_number_of_classes(trained, tmp_path, capsys) -> None:
+    shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
+    fails_with(capsys, stage2(tmp_path, "--model.conditioner.num_classes=3"), "has 3 classes, the data 10", "num_classes to 10")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 and not hasattr(os, "chmod"), reason="needs permissions")
+def test_unwritable_output(trained, tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("in the way")
+    fails_with(capsys, stage1(tmp_path / "file" / "run"), "file")
+    model = str(trained / "diffusion" / "model")
+    fails_with(capsys, ["predict", "--model", model, "--out", str(tmp_path / "file" / "out")], "file")
+    if os.geteuid() != 0:  # root may write everywhere
+        locked = tmp_path / "locked"
+        locked.mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
+        fails_with(capsys, stage1(locked / "run"), "locked")
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--classes", "cow"], ["cow", "allowed: 0, 1"]),
+        (["--steps", "5000"], ["5000", "1 to 1000"]),
+        (["--sampler", "Nope"], ["sampler", "Nope"]),
+        (["--sampler", "Ancestral", "--sampler.eta", "2"], ["eta is 2"]),
+        (["--nmu", "3"], ["--nmu"]),
+    ],
+)
+def test_wrong_predict_options(trained, tmp_path, capsys, options: list[str], parts: list[str]) -> None:
+    fails_with(capsys, ["predict", "--model", str(trained / "diffusion" / "model"), "--out", str(tmp_path), *options], *parts)
+
+
+def test_predict_from_what_is_no_model(trained, tmp_path, capsys) -> None:
+    fails_with(capsys, ["predict", "--model", "nothing"], "no model at 'nothing'")
+    fails_with(capsys, ["predict", "--model", str(trained / "autoencoder" / "model")], "KLAutoencoder", "stage 2")
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    fails_with(capsys, ["predict", "--model", str(tmp_path / "x.png")], "not a checkpoint")
+
+
+def test_unknown_command(capsys) -> None:
+    assert main(["train"]) == 2
+    assert "fit, validate" in capsys.readouterr().err
+
+
+def test_a_diverging_run_says_so_and_keeps_its_checkpoint(tmp_path, capsys) -> None:
+    assert main(stage1(tmp_path, steps=2)) == 0
+    before = (tmp_path / "autoencoder" / "model" / "model.safetensors").read_bytes()
+    fails_with(
+        capsys, stage1(tmp_path, "--model.optimizer.lr=1e30", "--model.optimizer.warmup=0", steps=60), "the loss is", "learning rate"
+    )
+    assert (tmp_path / "autoencoder" / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_no_traceback_in_a_process_of_its_own(tmp_path) -> None:
+    result = ldm("fit", *CSV, "-c", "data/folder.yaml", "-c", "autoencoder/digits.yaml", "--data.path", "/nowhere", "--run", str(tmp_path))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip().splitlines()[-1] == "ldm fit: data.path is '/nowhere', which is not a folder: give a folder of images"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from ldm.cli import main; main(['--help']); print(sorted({'torch', 'lightning', 'wandb', 'yaml'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_predict_imports_neither_wandb_nor_torchvision_nor_lpips() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, ldm.commands.predict; print(sorted({'wandb', 'lpips', 'diffusers', 'sklearn'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
