@@ -609,7 +609,7 @@ def test_a_truncated_file_is_skipped_named_and_counted(tmp_path: Path, capsys: p
     assert data.damaged == set()
 
 
-@pytest.mark.xfail(strict=True, reason="Keyed: the substituted image keeps the damaged file's id, label and text")
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="Keyed: the substituted image keeps the damaged file's id, label and text")
 def test_the_image_instead_of_a_damaged_one_keeps_its_own_label(tmp_path: Path) -> None:
     names = damaged_folder(tmp_path, ["a/10.jpg"])
     originals = {name: read_image(tmp_path / name, 32) for name in names if name != "a/10.jpg"}

@@ -288,14 +288,17 @@ def main() -> None:
     parser.add_argument("--only", help="part of the name of the cases to run: unet, autoencoder, sampling, stem")
     parser.add_argument("--json", type=Path, help="write all figures here (seconds, bytes, FLOP)")
     args = parser.parse_args()
-    if args.threads or args.quick:
-        torch.set_num_threads(args.threads or 1)
+    if args.quick:
+        args.pairs, args.threads = 2, args.threads or 1
+    if args.threads:
+        torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    gc.freeze()  # spares the collections before memory measures the search through all that was imported
     cases, results = Cases(args), {}
     check_memory(cases.device)
     before = conv_peak(cases, args.quick)
     for name in [name for name in cases.pairs if (args.only or "") in name]:
-        results[name] = measure(cases, name, 2 if args.quick else args.pairs, args.quick)
+        results[name] = measure(cases, name, args.pairs, args.quick)
     peak = max(before, conv_peak(cases, args.quick))
     for figures in results.values():
         figures["share"] = [flop / fastest / peak for flop, fastest in zip(figures["flop"], figures["fastest"], strict=True)]
@@ -303,7 +306,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {args.device}, {args.precision}, {'compiled' if args.compile else 'eager'}, {threads} threads")
     print(f"fastest convolution: {peak / 1e9:.1f} GFLOP/s\n\n{table(results)}")
     if args.json:
-        settings = {"torch": torch.__version__, "threads": threads, "conv_peak": peak} | {k: str(v) for k, v in vars(args).items()}
+        settings = vars(args) | {"torch": torch.__version__, "threads": threads, "conv_peak": peak, "json": str(args.json)}
         args.json.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
 """The main job in a few minutes: train both stages on the carried digits, sample them, sample the carried emoji model.
 
-python tools/demo.py [--out runs/demo] [--emoji]    --emoji: instead train the emoji model from scratch for 20 minutes
+python tools/demo.py [--out runs/demo] [--emoji]    --emoji: instead train the emoji model from scratch in 20 minutes
 """
 
 import argparse
@@ -60,9 +60,7 @@ def main() -> None:
     print("Next:")
     print(f"  ldm predict --model {model} --num 16 --seed 1 --out runs/more")
     print("  ldm predict --model emoji --classes face-smiling,animal-mammal --num 16 --out runs/emoji-samples")
-    print(
-        "  ldm fit -c trainer/cpu.yaml -c data/folder.yaml --data.path YOUR_PICTURES --data.size 64 \\\n    -c autoencoder/emoji.yaml --run runs/mine"
-    )
+    print("  ldm fit -c trainer/cpu.yaml -c data/folder.yaml -c autoencoder/emoji.yaml --data.path PICTURES --data.size 64 --run runs/mine")
 
 
 if __name__ == "__main__":

@@ -31,9 +31,8 @@ def main() -> None:
         splits.append((np.stack([scan(x.numpy()) for x in batch["image"]]), batch["label"].numpy()))
     (images, labels), (held_out_images, held_out_labels) = splits
     classifier = SVC(C=10, gamma="scale").fit(images, labels)
-    print(
-        f"classifier: {classifier.score(held_out_images, held_out_labels):.1%} of {len(held_out_labels)} held-out real digits are read right"
-    )
+    accuracy = classifier.score(held_out_images, held_out_labels)
+    print(f"classifier: {accuracy:.1%} of {len(held_out_labels)} held-out real digits are read right")
     entries = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     read = classifier.predict(np.stack([scan(read_pixels(folder / entry["file"]).numpy()) for entry in entries]))
     right = np.mean([str(digit) == entry["class"] for digit, entry in zip(read, entries, strict=True)])

@@ -128,10 +128,10 @@ def _pending(requests: list[Request], folder: Path, recipe: Recipe, loaded: Load
 
 
 def _run(trainer: L.Trainer, loaded: Loaded, recipe: Recipe, pending: list[Request], batch_size: int) -> None:
-    blocks = sum(-(-min(batch_size, len(pending) - start) // LANES) for start in range(0, len(pending), batch_size))
-    total = -(-blocks // trainer.world_size) * recipe.steps
-    with tqdm(total=total, desc="Sampling", unit="step", disable=not trainer.is_global_zero) as bar:
-        generation = Generation(loaded.model, pending, recipe, loaded.card["classes"], bar.update)
+    lanes = sum(-(-min(batch_size, len(pending) - start) // LANES) * LANES for start in range(0, len(pending), batch_size))
+    total, per_image = -(-lanes // trainer.world_size) * recipe.steps, 1 / recipe.steps
+    with tqdm(total=total, desc="Sampling", unit="img", unit_scale=per_image, disable=not trainer.is_global_zero) as bar:
+        generation = Generation(loaded.model, pending, recipe, loaded.card["classes"], lambda: bar.update(LANES))
         positions: Any = range(len(pending))
         trainer.predict(generation, DataLoader(positions, batch_size=batch_size, collate_fn=list), return_predictions=False)
     trainer.strategy.barrier("all pictures written")
