@@ -149,6 +149,8 @@ class Network(Buildable, nn.Module, ABC):
 class Conditioner(Buildable, nn.Module, ABC):
     """Batch -> Cond.  `null` is what the network sees when the condition is dropped."""
 
+    num_classes: int = 0  # class labels it knows; 0: it takes none
+
     @abstractmethod
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond: ...
 

@@ -121,6 +121,15 @@ def test_predict_needs_the_checkpoint_and_nothing_else_and_a_rerun_skips_what_is
     assert "made with other settings" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "configs" / "sampling").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_sampling_config_makes_pictures(path: Path, trained: Path, tmp_path: Path) -> None:
+    command = ["predict", "--model", str(trained / "diffusion" / "model"), "-c", f"sampling/{path.name}", "--steps=2", "--num=2"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    sampler = yaml.safe_load(path.read_text())["sampler"]["class_path"]
+    manifest = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    assert [entry["sampler"]["class_path"] for entry in manifest] == [f"ldm.diffusion.samplers.{sampler}"] * 2
+
+
 def test_a_plain_folder_of_jpegs_trains_both_stages(photos, tmp_path: Path) -> None:
     folder, run = photos(), tmp_path / "run"
     size = ["--data.size=32", "--data.val_fraction=0.3"]

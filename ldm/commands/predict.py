@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -86,7 +87,7 @@ def predict(
     recipe = Recipe(**model_folder.build(loaded.card["recipe"]))
     given: dict[str, Any] = {"sampler": sampler, "guidance": guidance, "steps": steps, "spacing": spacing}
     recipe = replace(recipe, **{key: value for key, value in given.items() if value is not None})
-    conditional = not unconditional and hasattr(loaded.model.conditioner, "num_classes")
+    conditional = loaded.model.conditioner.num_classes and not unconditional
     asked = [str(c).strip() for c in (classes.split(",") if isinstance(classes, str) else classes or [])]
     wanted: Sequence[str | None] = conditions(names, asked, num, per_class) if conditional or asked else [None] * num
     requests = [Request(first + i, seed, condition) for i, condition in enumerate(wanted)]
@@ -148,6 +149,7 @@ def _finish(requests: list[Request], folder: Path, columns: int) -> None:
 def main(command: str, arguments: list[str]) -> int:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "callbacks": []}
     parser = LightningArgumentParser(prog="ldm predict", description="Sample pictures from a trained model.", **PARSER)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with options; can be repeated")
     parser.add_lightning_class_args(L.Trainer, "trainer")
     parser.set_defaults({f"trainer.{name}": value for name, value in quiet.items()})
     parser.add_function_arguments(predict, skip={"trainer"})

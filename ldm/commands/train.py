@@ -21,11 +21,11 @@ import ldm.diffusion.objective
 import ldm.diffusion.samplers
 import ldm.diffusion.schedule
 import ldm.nn.unet
-import ldm.stages.autoencoder
-import ldm.stages.diffusion  # noqa: F401
+import ldm.stages.autoencoder  # noqa: F401
 from ldm.callbacks.checkpoints import Stopped
 from ldm.commands.configs import PARSER, find_configs, plain_errors
 from ldm.data.module import ImageData
+from ldm.stages.diffusion import DiffusionStage
 
 # Warnings of libraries about things that are as they should be here.
 QUIET = (
@@ -91,14 +91,14 @@ def fit(cli: CLI) -> int:
 
 def encode(cli: CLI) -> int:
     """fit without a step: `on_fit_start` writes the cache."""
-    if getattr(cli.datamodule, "cache", None) is None:
+    if not isinstance(cli.model, DiffusionStage):
+        raise ValueError("`encode` takes the configs of stage 2 (model DiffusionStage), whose first_stage encodes")
+    if cli.datamodule.cache is None:
         raise ValueError("`encode` needs a folder for the latents: set --data.cache")
     cli.trainer.limit_train_batches = 0
     cli.trainer.fit(cli.model, cli.datamodule)
-    latents = getattr(cli.model.model, "latents", None)
-    if latents is None:
-        raise ValueError("`encode` takes the configs of a stage-2 model, whose first_stage encodes")
     if cli.trainer.is_global_zero:
+        latents = cli.model.model.latents
         print(f"{int(latents.count)} images of {cli.datamodule.size} px encoded into {cli.datamodule.cache}")
         print(f"latents {tuple(latents.size.tolist())}: mean {latents.shift.tolist()}, std {latents.scale.tolist()}")
     return 0

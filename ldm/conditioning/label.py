@@ -17,7 +17,7 @@ class Unconditional(Conditioner):
 
 
 class ClassLabel(Conditioner):
-    """A learned vector (dim) per class and one for "no class"; batch["label"] (B,) int64."""
+    """A learned vector (dim) per class and one for "no class"; batch["label"] (B,) int64, -1 where an image has none."""
 
     def __init__(self, num_classes: int, dim: int = 128) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ClassLabel(Conditioner):
         self.embedding = nn.Embedding(num_classes + 1, dim)
 
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
-        return Cond(vector=self.embedding(batch["label"]))
+        return Cond(vector=self.embedding(batch["label"] % (self.num_classes + 1)))  # -1 is the last one, "no class"
 
     def null(self, batch: Batch) -> Cond:
         return Cond(vector=self.embedding(torch.full_like(batch["label"], self.num_classes)))

@@ -47,8 +47,8 @@ class DiffusionStage(L.LightningModule):
     def on_fit_start(self) -> None:
         """Cache the latents, if the data module has a cache; measure them, unless a checkpoint brought the statistics."""
         data, latents = training.training_data(self), self.model.latents
-        classes = getattr(self.model.conditioner, "num_classes", None)
-        if classes is not None and classes != len(data.classes):
+        classes = self.model.conditioner.num_classes
+        if classes and classes != len(data.classes):
             raise ValueError(
                 f"the conditioner has {classes} classes, the data {len(data.classes)} ({', '.join(data.classes[:12])}): "
                 f"set model.conditioner.num_classes to {len(data.classes)}, or use the conditioner Unconditional"
@@ -112,7 +112,7 @@ class DiffusionStage(L.LightningModule):
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Sixteen samples (N,3,H,W) in [-1,1], classes spread evenly."""
-        classes = training.training_data(self).classes if getattr(self.model.conditioner, "num_classes", 0) else []
+        classes = training.training_data(self).classes if self.model.conditioner.num_classes else []
         wanted = [classes[i * len(classes) // 16] if classes else None for i in range(16)]
         requests = [Request(index, 0, condition) for index, condition in enumerate(wanted)]
         return {"samples": generate(self.model, requests, self.recipe, classes)}

@@ -1,0 +1,58 @@
+"""The tools and the README's commands."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import stage2
+
+from ldm.cli import COMMANDS, main
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_benchmark_measures_every_case(tmp_path: Path) -> None:
+    target = tmp_path / "figures.json"
+    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--quick", "--json", str(target)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "ours / theirs" in result.stdout
+    assert json.loads(target.read_text())
+
+
+def test_digits_are_judged_by_a_classifier_that_knows_them(trained: Path, tmp_path: Path) -> None:
+    arguments = ["--model", str(trained / "diffusion" / "model"), "--num=10", "--steps=1", "--out", str(tmp_path)]
+    assert main(["predict", *arguments]) == 0
+    command = [sys.executable, str(ROOT / "tools" / "judge_digits.py"), str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    accuracy = float(re.search(r"classifier: ([0-9.]+)%", said).group(1))  # type: ignore[union-attr]
+    assert accuracy > 97
+    assert "of 10 pictures" in said
+
+
+def readme_commands() -> list[list[str]]:
+    text = (ROOT / "README.md").read_text()
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in blocks.splitlines() if line.startswith("ldm ")]
+
+
+@pytest.mark.parametrize("command", readme_commands(), ids=lambda c: " ".join(c[1:8]))
+def test_the_readme_uses_configs_and_options_that_exist(command: list[str], photos, trained: Path, tmp_path: Path, capsys) -> None:
+    assert command[1] in COMMANDS
+    replaced = {"PICTURES": str(photos()), "runs/mine": str(trained), "runs/mine/diffusion/model": str(trained / "diffusion" / "model")}
+    arguments = [replaced.get(part, part) for part in command[1:]]
+    with pytest.raises(SystemExit, match="0"):
+        main([*arguments, "--print_config"])
+    assert "trainer:" in capsys.readouterr().out
+
+
+def test_print_config_shows_the_sum_of_files_and_overrides(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([*stage2(tmp_path), "--print_config"])
+    shown = capsys.readouterr().out
+    assert "channels: 16" in shown
+    assert "class_path: ldm.nn.unet.UNet" in shown
