@@ -98,12 +98,15 @@ class Autoencoder(Buildable, nn.Module, ABC):
         """z (B,C,h,w) -> x (B,3,H,W); quantises first where the latent space is discrete."""
 
     def encode(self, x: Tensor) -> Posterior:
+        self.require_divisible(x)
+        return self.posterior(self.moments(x))
+
+    def require_divisible(self, x: Tensor) -> None:
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
             raise ValueError(
                 f"images of {x.shape[-1]}x{x.shape[-2]} pixels do not divide by the autoencoder's factor {self.factor}: "
                 f"choose a size that is a multiple of {self.factor}"
             )
-        return self.posterior(self.moments(x))
 
 
 class AutoencoderLoss(Buildable, nn.Module, ABC):
@@ -140,6 +143,7 @@ class Network(Buildable, nn.Module, ABC):
     """The learned function of stage 2."""
 
     in_channels: int  # of x, without cond.concat
+    vector_dim: int = 0  # D of cond.vector; 0: it takes none
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -150,6 +154,7 @@ class Conditioner(Buildable, nn.Module, ABC):
     """Batch -> Cond.  `null` is what the network sees when the condition is dropped."""
 
     num_classes: int = 0  # class labels it knows; 0: it takes none
+    vector_dim: int = 0  # D of the vectors it makes; 0: it makes none
 
     @abstractmethod
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond: ...

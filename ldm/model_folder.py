@@ -27,10 +27,9 @@ CHECKPOINT_KEY = "ldm"  # what a training checkpoint holds beside Lightning's ow
 def describe(value: Any) -> Any:
     """A part as plain data: {class_path, init_args}, recursively."""
     if isinstance(value, Buildable):
-        if dataclasses.is_dataclass(value):
+        arguments = value.init_args
+        if dataclasses.is_dataclass(value) and not arguments:
             arguments = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        else:
-            arguments = value.init_args
         path = f"{type(value).__module__}.{type(value).__qualname__}"
         return {"class_path": path, "init_args": {name: describe(argument) for name, argument in arguments.items()}}
     if isinstance(value, Mapping):
@@ -59,7 +58,10 @@ def build(spec: Any, trusted: Iterable[str] = ()) -> Any:
         raise ValueError(f"the model names the class {spec['class_path']!r}, which this version of ldm does not have") from error
     if not (isinstance(cls, type) and issubclass(cls, Buildable)):
         raise ValueError(f"the model names {spec['class_path']!r}, which is not a part that a model can be built from")
-    return cls(**build(spec.get("init_args", {}), trusted))
+    try:
+        return cls(**build(spec.get("init_args", {}), trusted))
+    except TypeError as error:
+        raise ValueError(f"the model's description does not fit this version of ldm: {error}") from error
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -67,7 +69,7 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -119,8 +121,15 @@ def load(path: str | Path, trusted: Iterable[str] = ()) -> Loaded:
             f"no model at {str(path)!r}: give a model folder (with config.yaml and model.safetensors), "
             f"a checkpoint (.ckpt) or a shipped model ({shipped})"
         )
-    config = yaml.safe_load(config_path.read_text())
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    try:
+        config = yaml.safe_load(config_path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{config_path} is not valid YAML: {error}") from error
+    if not isinstance(config, dict):
+        config = {}
+    if missing := {"format", "sha256", "card", "model"} - config.keys():
+        raise ValueError(f"{config_path} is not a model description: it lacks {', '.join(sorted(missing))}")
+    if config["format"] != FORMAT:
         raise ValueError(f"{config_path} is not a model description of format {FORMAT}: write the folder again with this version of ldm")
     data = weights_path.read_bytes()
     if hashlib.sha256(data).hexdigest() != config["sha256"]:

@@ -261,7 +261,6 @@ def test_fingerprints() -> None:
     assert fingerprint(autoencoder().double()) != first
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="fingerprint views a tensor without dimensions as bytes")
 def test_fingerprint_of_a_module_with_a_scalar_buffer() -> None:
     """An autoencoder of one's own may have batch norm, whose num_batches_tracked has shape ()."""
     first, second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
@@ -334,20 +333,14 @@ def test_another_format_and_other_shapes(folder: Path) -> None:
     with pytest.raises(ValueError, match="do not fit the model that it describes"):
         load(folder)
     edit(folder, lambda config: config.update(format=2))
-    with pytest.raises(ValueError, match="not a model description of format 1"):
+    with pytest.raises(ValueError, match="not a model description"):
         load(folder)
     for text in ("", "just text", "- a\n- list\n"):
         (folder / "config.yaml").write_text(text)
-        with pytest.raises(ValueError, match="not a model description of format 1"):
+        with pytest.raises(ValueError, match="not a model description"):
             load(folder)
 
 
-loads_badly = pytest.mark.xfail(
-    strict=True, raises=(KeyError, TypeError, yaml.YAMLError), reason="load lets these through; the command line shows a traceback"
-)
-
-
-@loads_badly
 @pytest.mark.parametrize("key", ["sha256", "model", "card"])
 def test_a_config_that_lacks_something(folder: Path, key: str) -> None:
     edit(folder, lambda config: config.pop(key))
@@ -355,14 +348,12 @@ def test_a_config_that_lacks_something(folder: Path, key: str) -> None:
         load(folder)
 
 
-@loads_badly
 def test_a_config_with_an_argument_that_this_version_does_not_know(folder: Path) -> None:
     edit(folder, lambda config: config["model"]["init_args"].update(from_the_future=1))
     with pytest.raises(ValueError, match="from_the_future"):
         load(folder)
 
 
-@loads_badly
 def test_a_config_that_is_not_yaml(folder: Path) -> None:
     (folder / "config.yaml").write_text("a: [1\n")
     with pytest.raises(ValueError, match=r"config\.yaml"):
@@ -417,7 +408,6 @@ def test_classes_that_are_refused(folder: Path, tmp_path: Path, path: str, neste
     assert not marker.exists()
 
 
-@pytest.mark.xfail(strict=True, raises=SystemExit, reason="importing ldm.__main__ runs the command line")
 def test_the_command_line_is_not_run_by_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["ldm", "--version"])
     monkeypatch.delitem(sys.modules, "ldm.__main__", raising=False)
@@ -740,7 +730,6 @@ def test_names_that_are_numbers_and_no_names_at_all() -> None:
         ClassLabel(0)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="a whole name does not go before a name that differs in case or a last part")
 @pytest.mark.parametrize("names", [["A", "B", "a", "b"], ["animal/cat", "cat"]])
 def test_every_class_can_be_asked_for_by_its_whole_name(names: list[str]) -> None:
     """DiffusionStage.pictures and `ldm predict` without --classes ask for all names."""
@@ -749,14 +738,14 @@ def test_every_class_can_be_asked_for_by_its_whole_name(names: list[str]) -> Non
 
 def test_class_label_vectors() -> None:
     conditioner = ClassLabel(3, 4)
-    batch = {"label": torch.tensor([2, 0, 3])}
+    batch = {"label": torch.tensor([2, 0, 3, -1])}
     table = conditioner.embedding.weight
     assert table.shape == (4, 4)
     cond, null = conditioner.encode(batch, lambda x: x), conditioner.null(batch)
     assert cond.vector is not None
     assert null.vector is not None
-    assert torch.equal(cond.vector, table[[2, 0, 3]])
-    assert torch.equal(null.vector, table[[3, 3, 3]])
+    assert torch.equal(cond.vector, table[[2, 0, 3, 3]]), "-1 is an image without a class"
+    assert torch.equal(null.vector, table[[3, 3, 3, 3]])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -878,8 +867,8 @@ def test_a_resumed_average_is_the_same(tmp_path: Path) -> None:
     content: dict[str, Any] = {"global_step": 2, CHECKPOINT_KEY: {"card": CARD}}
     first.on_save_checkpoint(trainer_at(2), module, content)
     assert content[CHECKPOINT_KEY]["card"] == CARD
+    run(first, module, [100.0], first=3)  # must not reach into what is about to be written
     torch.save(content, tmp_path / "x.ckpt")
-    run(first, module, [100.0], first=3)  # must not reach into what was saved
 
     second, module = EMA(0.9), stage(weights[1])
     second.on_load_checkpoint(trainer_at(0), module, torch.load(tmp_path / "x.ckpt", weights_only=True))

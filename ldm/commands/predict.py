@@ -78,6 +78,8 @@ def predict(
         overwrite: make pictures anew that other settings made
         trusted: packages beside ldm whose classes the model may name
     """
+    if num < 1 or per_class < 0 or batch_size < 1:
+        raise ValueError(f"num is {num}, per_class {per_class} and batch_size {batch_size}: num and batch_size are at least 1, per_class 0")
     loaded = model_folder.load(model, trusted or ())
     if not isinstance(loaded.model, LatentDiffusion):
         raise ValueError(

@@ -23,11 +23,11 @@ class ClassLabel(Conditioner):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; a class-conditional model needs at least 1")
-        self.num_classes = num_classes
+        self.num_classes, self.vector_dim = num_classes, dim
         self.embedding = nn.Embedding(num_classes + 1, dim)
 
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
-        return Cond(vector=self.embedding(batch["label"] % (self.num_classes + 1)))  # -1 is the last one, "no class"
+        return Cond(vector=self.embedding(torch.where(batch["label"] < 0, self.num_classes, batch["label"])))
 
     def null(self, batch: Batch) -> Cond:
         return Cond(vector=self.embedding(torch.full_like(batch["label"], self.num_classes)))
@@ -36,8 +36,10 @@ class ClassLabel(Conditioner):
         """A class by number or name (also its last part, or any part that only one name has); None is "no class"."""
         if wanted is None:
             return {"label": self.num_classes}
+        if wanted in names:
+            return {"label": names.index(str(wanted))}
         text = str(wanted).lower()
-        if text.isdigit() and text not in names and int(text) < self.num_classes:
+        if text.isdecimal() and text not in names and int(text) < self.num_classes:
             return {"label": int(text)}
         exact = [i for i, name in enumerate(names) if text in (name.lower(), name.lower().split("/")[-1])]
         found = exact or [i for i, name in enumerate(names) if text in name.lower()]

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -98,18 +98,19 @@ class FolderImages(Images):
         self.files, self.records = files, [self._record(file.relative_to(self.root), metadata) for file in files]
 
     def _metadata(self) -> dict[str, dict[str, str]] | None:
-        rows: Iterable[dict[str, str]]
+        parse: Callable[[Iterable[str]], Iterable[dict[str, str]]]
         if (path := self.root / "metadata.jsonl").is_file():
-            try:
-                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path} has a line that is not JSON: {error}") from error
+            parse = _json_lines
         elif (path := self.root / "metadata.csv").is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
+            parse = csv.DictReader
         else:
             return None
-        if any("file_name" not in row for row in rows):
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                rows = list(parse(file))
+        except ValueError as error:  # not UTF-8, not JSON
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        if not all(isinstance(row, dict) and "file_name" in row for row in rows):
             raise ValueError(f"{path} needs a file_name in every row (and label, text where known)")
         return {row["file_name"]: row for row in rows}
 
@@ -127,6 +128,10 @@ class FolderImages(Images):
     def fingerprint(self) -> str:
         stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
         return hashlib.sha256(f"{super().fingerprint()} {stats}".encode()).hexdigest()
+
+
+def _json_lines(lines: Iterable[str]) -> list[dict[str, str]]:
+    return [json.loads(line) for line in lines if line.strip()]
 
 
 def split(count: int, val_fraction: float, seed: int) -> tuple[list[int], list[int]]:

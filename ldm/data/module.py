@@ -50,29 +50,31 @@ class Keyed(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def pixels(self, position: int) -> tuple[Tensor, str | None]:
-        """The image, or its first readable successor together with the unreadable file's name."""
+    def read(self, position: int) -> tuple[Tensor, int, str | None]:
+        """An image and its position; where it cannot be read, its first readable successor and the unreadable file's name."""
         damaged = None
-        for offset in range(min(len(self.indices), 100)):
-            index = self.indices[(position + offset) % len(self.indices)]
+        for offset in range(min(len(self), 100)):
+            used = (position + offset) % len(self)
             try:
-                return self.images.pixels(index), damaged
+                return self.images.pixels(self.indices[used]), used, damaged
             except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
-                damaged = damaged or f"{self.images.records[index].id} ({error})"
-        raise ValueError(f"100 images in a row cannot be read, the first is {damaged}: check the folder")
+                damaged = damaged or f"{self.images.records[self.indices[used]].id} ({error})"
+        raise ValueError(f"none of {offset + 1} images in a row can be read, the first is {damaged}: check the folder")
 
     def __getitems__(self, keys: Sequence[Key | int]) -> Batch:
         pairs = [(key, False) if isinstance(key, int) else key for key in keys]
-        records = [self.images.records[self.indices[position]] for position, _ in pairs]
-        batch: Batch = {"id": [record.id for record in records], "text": [record.text for record in records]}
+        batch: Batch = {}
+        if self.cache is not None:
+            batch["moments"], batch["position"] = self.cache[[int(m) for _, m in pairs], [p for p, _ in pairs]]
+        else:
+            images, used, damaged = zip(*(self.read(position) for position, _ in pairs), strict=True)
+            batch["image"] = torch.stack([x.flip(-1) if mirrored else x for x, (_, mirrored) in zip(images, pairs, strict=True)])
+            batch["position"] = list(used)
+            batch["damaged"] = [name for name in damaged if name is not None]
+        records = [self.images.records[self.indices[position]] for position in batch["position"]]
+        batch |= {"id": [record.id for record in records], "text": [record.text for record in records]}
         if self.names:
             batch["label"] = torch.tensor([self.names.get(record.label, -1) for record in records])  # type: ignore[arg-type]
-        if self.cache is not None:
-            batch["moments"] = self.cache[[int(m) for _, m in pairs], [p for p, _ in pairs]]
-        else:
-            read = [self.pixels(position) for position, _ in pairs]
-            batch["image"] = torch.stack([x.flip(-1) if m else x for (x, _), (_, m) in zip(read, pairs, strict=True)])
-            batch["damaged"] = [name for _, name in read if name is not None]
         return batch
 
 
@@ -187,15 +189,15 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         train, strategy, (world, rank) = self.sets[0], self.trainer.strategy, self._ranks()
         cache = LatentCache(self.cache, hashlib.sha256(repr((key, train.images.fingerprint(), train.indices)).encode()).hexdigest())
         if not strategy.broadcast(cache.complete):
+            if rank == 0:
+                cache.create((2, len(train), *moments(to_float(train.read(0)[0][None].to(device))).shape[1:]))
+            strategy.barrier("latent cache created")
             with tqdm(total=len(train), desc="Encoding", unit="img", disable=rank > 0) as bar:
                 for number, batch in enumerate(self.share()):
                     images = to_float(batch["image"].to(device))
                     both = torch.stack([moments(images), moments(images.flip(-1))])
-                    if number == 0 and rank == 0:
-                        cache.create((2, len(train), *both.shape[2:]))
-                    if number == 0:
-                        strategy.barrier("latent cache created")
-                    cache.write(range(len(train))[rank::world][number * self.batch_size :][: len(images)], both)
+                    wanted = range(len(train))[rank::world][number * self.batch_size :][: len(images)]
+                    cache.write(wanted, batch["position"], both)
                     bar.update(len(images) * world)
             strategy.barrier("latent cache filled")
             if rank == 0:

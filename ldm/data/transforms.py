@@ -19,11 +19,16 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def as_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """Upright by EXIF; alpha and palette transparency composited on the background; 16-bit scaled to 8; grey, CMYK, ... converted."""
+    """Upright by EXIF; alpha and palette transparency composited on the background; grey, CMYK, ... converted.
+
+    Values beyond 8 bits are scaled from 0..65535, floats from 0..1 (or as 16 bits where they exceed 255).
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey arrives as I;16 or I
         values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))
+        small = image.mode != "I;16" and values.max() <= 255
+        scale = 1 / 257 if not small else 255 if image.mode == "F" and values.max() <= 1 else 1
+        image = Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)

@@ -52,6 +52,7 @@ class LatentSpace(nn.Module):
 
     @torch.no_grad()
     def moments(self, x: Tensor) -> Tensor:
+        self.autoencoder.require_divisible(x)
         return self.autoencoder.moments(x)
 
     @torch.no_grad()

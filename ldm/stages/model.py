@@ -19,6 +19,11 @@ class LatentDiffusion(Buildable, nn.Module):
                 f"the network takes {network.in_channels} latent channels, the first stage makes {autoencoder.channels}: "
                 f"set the network's in_channels to {autoencoder.channels} or train another first stage"
             )
+        if network.vector_dim != conditioner.vector_dim:
+            raise ValueError(
+                f"the network takes condition vectors of {network.vector_dim} values, the conditioner makes {conditioner.vector_dim}: "
+                f"set the network's vector_dim to {conditioner.vector_dim}"
+            )
         self.latents = LatentSpace(autoencoder)
         self.denoiser = Denoiser(network, schedule, prediction)
         self.conditioner = conditioner
