@@ -803,3 +803,13 @@ def test_ranks_fill_one_cache_together(tmp_path: Path, world: int) -> None:
     assert all(a - b in (0, 2) for a, b in pairwise(counts)), "even shares"
     for data, _ in results.values():
         check_cache(data)
+
+
+def test_a_damaged_image_in_the_cache_is_replaced_by_its_successor_with_its_position(tmp_path: Path) -> None:
+    cache = LatentCache(tmp_path, "key")
+    cache.create((2, 4, 1, 1, 1))
+    values = torch.arange(8.0).view(2, 4, 1, 1, 1)
+    cache.write([0, 1, 2, 3], [0, 2, 2, 0], values)
+    moments, positions = LatentCache(tmp_path, "key")[[0, 1, 1], [1, 3, 2]]
+    assert positions == [2, 0, 2]
+    assert moments.flatten().tolist() == [2.0, 4.0, 6.0]

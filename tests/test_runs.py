@@ -197,9 +197,8 @@ def test_a_signal_saves_a_checkpoint_that_resumes(tmp_path: Path, number: signal
 def test_wandb_logs_offline_where_there_is_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    arguments = [a for a in stage1(tmp_path) if a != "trainer/csv.yaml"]
-    index = arguments.index("trainer/cpu.yaml")
-    del arguments[index + 1]
+    arguments = [part for part in stage1(tmp_path) if part != "trainer/csv.yaml"]
+    del arguments[arguments.index("trainer/cpu.yaml") + 1]  # the -c before trainer/csv.yaml
     result = ldm(*arguments)
     assert result.returncode == 0, result.stderr[-2000:]
     assert list((tmp_path / "autoencoder").rglob("offline-run-*/*.wandb"))
@@ -228,6 +227,17 @@ def test_every_model_config_runs_for_two_tiny_steps(path: Path, trained: Path, p
     else:
         run += ["--model.autoencoder.channels=32"]
     assert main(["fit", *CSV, *QUIET, *run]) == 0
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("trainer/*.yaml")), ids=lambda p: p.stem)
+def test_every_trainer_config_runs_for_two_tiny_steps(path: Path, tmp_path: Path) -> None:
+    if path.stem == "gpu" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    arguments = stage1(tmp_path)
+    position = arguments.index("trainer/csv.yaml") + 1
+    result = ldm(*arguments[:position], "-c", str(path), *arguments[position:], "--trainer.limit_val_batches=1")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "autoencoder" / "model" / "config.yaml").is_file()
 
 
 def make_first_stage(run: Path, channels: int) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 EMOJI_ROWS = "Smileys & Emotion,People & Body,Animals & Nature,Food & Drink,Travel & Places,Activities,Objects,Symbols,Flags"
 TRAINER = ["-c", "configs/trainer/cpu.yaml", "-c", "configs/trainer/csv.yaml", "--trainer.enable_model_summary=false"]
-# 20 minutes on 2 cores: a third of what the carried model was trained for
-SHORT = {"autoencoder": ["--trainer.max_steps=2500"], "diffusion": ["--trainer.max_steps=2200"]}
+# half of the steps that the carried model was trained for
+SHORT = {"autoencoder": ["--trainer.max_steps=2500"], "diffusion": ["--trainer.max_steps=2500"]}
 
 
 def run(*command: str) -> None:
