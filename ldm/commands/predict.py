@@ -53,6 +53,7 @@ def predict(
     steps: int | None = None,
     spacing: Spacing = "trailing",
     batch_size: int = 64,
+    lanes: int = LANES,
     columns: int = 0,
     overwrite: bool = False,
     trusted: list[str] | None = None,
@@ -73,13 +74,16 @@ def predict(
         guidance: CFG with its scale; default: the model's
         steps: sampling steps; default: the model's
         spacing: which noise levels they visit
-        batch_size: pictures per batch and device
+        batch_size: pictures per batch and device; no influence on them
+        lanes: pictures per network call; more is faster on a GPU and changes the pictures' last bits
         columns: pictures per row of grid.png; default: per_class, or a square
         overwrite: make pictures anew that other settings made
         trusted: packages beside ldm whose classes the model may name
     """
-    if num < 1 or per_class < 0 or batch_size < 1:
-        raise ValueError(f"num is {num}, per_class {per_class} and batch_size {batch_size}: num and batch_size are at least 1, per_class 0")
+    if min(num, batch_size, lanes) < 1 or per_class < 0:
+        raise ValueError(
+            f"num is {num}, batch_size {batch_size}, lanes {lanes}, per_class {per_class}: the first three are at least 1, the last 0"
+        )
     loaded = model_folder.load(model, trusted or ())
     if not isinstance(loaded.model, LatentDiffusion):
         raise ValueError(
@@ -101,7 +105,7 @@ def predict(
     writer = PictureWriter(folder, lambda request: settings(request, recipe, loaded))
     runner = L.Trainer(**{**trainer, "callbacks": [writer, *(trainer["callbacks"] or [])]})
     if pending:
-        _run(runner, loaded, recipe, pending, batch_size)
+        _run(runner, loaded, recipe, pending, batch_size, lanes)
     if runner.is_global_zero:
         _finish(requests, folder, columns or per_class or round(len(requests) ** 0.5))
         print(
@@ -130,11 +134,11 @@ def _pending(requests: list[Request], folder: Path, recipe: Recipe, loaded: Load
     return pending
 
 
-def _run(trainer: L.Trainer, loaded: Loaded, recipe: Recipe, pending: list[Request], batch_size: int) -> None:
-    lanes = sum(-(-min(batch_size, len(pending) - start) // LANES) * LANES for start in range(0, len(pending), batch_size))
-    total, per_image = -(-lanes // trainer.world_size) * recipe.steps, 1 / recipe.steps
+def _run(trainer: L.Trainer, loaded: Loaded, recipe: Recipe, pending: list[Request], batch_size: int, lanes: int) -> None:
+    padded = sum(-(-min(batch_size, len(pending) - start) // lanes) * lanes for start in range(0, len(pending), batch_size))
+    total, per_image = -(-padded // trainer.world_size) * recipe.steps, 1 / recipe.steps
     with tqdm(total=total, desc="Sampling", unit="img", unit_scale=per_image, disable=not trainer.is_global_zero) as bar:
-        generation = Generation(loaded.model, pending, recipe, loaded.card["classes"], lambda: bar.update(LANES))
+        generation = Generation(loaded.model, pending, recipe, loaded.card["classes"], lanes, lambda: bar.update(lanes))
         positions: Any = range(len(pending))
         trainer.predict(generation, DataLoader(positions, batch_size=batch_size, collate_fn=list), return_predictions=False)
     trainer.strategy.barrier("all pictures written")

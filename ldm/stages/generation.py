@@ -18,7 +18,7 @@ from ldm.diffusion.schedule import Spacing
 from ldm.interfaces import Guidance, Sampler
 from ldm.stages.model import LatentDiffusion
 
-LANES = 8  # images per network call, always: arithmetic of another batch size rounds differently
+LANES = 8  # images per network call, the last call padded: arithmetic of another batch size rounds differently
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,13 @@ class Generation(L.LightningModule):
     """`generate` for a Trainer: predict_step takes positions in `requests` and returns those requests and their images."""
 
     def __init__(
-        self, model: LatentDiffusion, requests: Sequence[Request], recipe: Recipe, classes: Sequence[str], progress: Callable[[], Any]
-    ) -> None:
+        self, model: LatentDiffusion, requests: Sequence[Request], recipe: Recipe, classes: Sequence[str], lanes: int,
+        progress: Callable[[], Any],
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.model, self.requests, self.recipe, self.classes, self.progress = model, requests, recipe, classes, progress
+        self.model, self.requests, self.recipe, self.classes = model, requests, recipe, classes
+        self.lanes, self.progress = lanes, progress
 
     def predict_step(self, batch: list[int], batch_idx: int) -> tuple[list[Request], Tensor]:
         requests = [self.requests[position] for position in batch]
-        return requests, generate(self.model, requests, self.recipe, self.classes, progress=self.progress)
+        return requests, generate(self.model, requests, self.recipe, self.classes, self.lanes, self.progress)
