@@ -93,7 +93,7 @@ def test_missing_first_stage(tmp_path, capsys) -> None:
 
 def test_first_stage_of_another_shape(trained, tmp_path, capsys) -> None:
     shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
-    fails_with(capsys, stage2(tmp_path, "--model.network.in_channels=5"), "5 latent channels", "makes 4")
+    fails_with(capsys, stage2(tmp_path, "--model.network.in_channels=5"), "5 latent channels", "makes 2")
 
 
 def test_first_stage_that_is_no_autoencoder(trained, tmp_path, capsys) -> None:

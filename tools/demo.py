@@ -4,6 +4,7 @@ python tools/demo.py [--out runs/demo] [--emoji]    --emoji: instead train the e
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -57,10 +58,12 @@ def main() -> None:
         print(f"  {out / 'emoji.png'}    pictures from the emoji model that comes with the package, a row per category")
     print(f"  {out / 'autoencoder' / 'pictures'}  originals above reconstructions")
     print(f"  {model}  the trained model, with everything that `ldm predict` needs")
+    ldm = Path(os.path.relpath(sys.executable)).parent / "ldm"
     print("Next:")
-    print(f"  ldm predict --model {model} --num 16 --seed 1 --out runs/more")
-    print("  ldm predict --model emoji --classes face-smiling,animal-mammal --num 16 --out runs/emoji-samples")
-    print("  ldm fit -c trainer/cpu.yaml -c data/folder.yaml -c autoencoder/emoji.yaml --data.path PICTURES --data.size 64 --run runs/mine")
+    print(f"  {ldm} predict --model {model} --num 16 --seed 1 --out runs/more")
+    print(f"  {ldm} predict --model emoji --classes face-smiling,animal-mammal --num 16 --out runs/emoji-samples")
+    options = "-c trainer/cpu.yaml -c data/folder.yaml -c autoencoder/emoji.yaml --data.size 64 --run runs/mine"
+    print(f"  {ldm} fit {options} --data.path PICTURES")
 
 
 if __name__ == "__main__":

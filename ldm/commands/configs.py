@@ -1,6 +1,8 @@
 """What every command's parser shares: where configs are, how it reads them, how it says what is wrong."""
 
+import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,25 @@ _PACKAGE = Path(__file__).parent.parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"  # installed, or a clone
 PARSER: dict[str, Any] = {"parser_mode": "omegaconf+", "allow_abbrev": False, "exit_on_error": False}
 FRAMES = ("Given value", "Subtypes:", "Errors:", "Does not validate", "Problem with given class_path", "Expected a <class 'NoneType'>")
+
+
+# Warnings of libraries about things that are as they should be here.
+NOISE = (
+    "does not have many workers",
+    "Checkpoint directory",
+    "smaller than the logging interval",
+    "LightningCLI's args parameter",
+    "resuming from a checkpoint that ended before the epoch ended",
+    "isinstance.treespec, LeafSpec",
+    "in eval mode at the start of training",  # the frozen first stage
+)
+
+
+def quiet() -> None:
+    """Leaves out what Lightning says of its other products and of devices that are not there."""
+    for noise in NOISE:
+        warnings.filterwarnings("ignore", f".*{noise}.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
 
 def find_configs(arguments: list[str]) -> list[str]:
@@ -54,5 +75,6 @@ def plain_errors() -> Iterator[None]:
         raise ValueError(f"the configuration cannot be resolved: {error}") from error
     except (ArgumentError, TypeError, ValueError) as error:
         if "Parser key" in str(error) or "Does not validate" in str(error) or isinstance(error, ArgumentError):
-            raise ValueError(f"{sentence(error)} (see --help)") from error
+            hint = " (see --help)" if isinstance(error, ArgumentError) else ""
+            raise ValueError(sentence(error) + hint) from error
         raise

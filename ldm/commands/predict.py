@@ -17,7 +17,7 @@ import ldm.diffusion.guidance
 import ldm.diffusion.samplers  # noqa: F401  makes short class names known
 from ldm import __version__, model_folder
 from ldm.callbacks.writer import PictureWriter, path_of, settings_in
-from ldm.commands.configs import PARSER, find_configs, plain_errors
+from ldm.commands.configs import PARSER, find_configs, plain_errors, quiet
 from ldm.data.transforms import as_image, grid, read_pixels
 from ldm.diffusion.schedule import Spacing
 from ldm.interfaces import Guidance, Sampler
@@ -153,11 +153,12 @@ def _finish(requests: list[Request], folder: Path, columns: int) -> None:
 
 
 def main(command: str, arguments: list[str]) -> int:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "callbacks": []}
+    quiet()
+    silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "callbacks": []}
     parser = LightningArgumentParser(prog="ldm predict", description="Sample pictures from a trained model.", **PARSER)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with options; can be repeated")
     parser.add_lightning_class_args(L.Trainer, "trainer")
-    parser.set_defaults({f"trainer.{name}": value for name, value in quiet.items()})
+    parser.set_defaults({f"trainer.{name}": value for name, value in silent.items()})
     parser.add_function_arguments(predict, skip={"trainer"})
     with plain_errors():
         objects = parser.instantiate_classes(parser.parse_args(find_configs(arguments)))

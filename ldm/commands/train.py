@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import lightning as L
@@ -23,19 +22,9 @@ import ldm.diffusion.schedule
 import ldm.nn.unet
 import ldm.stages.autoencoder  # noqa: F401
 from ldm.callbacks.checkpoints import Stopped
-from ldm.commands.configs import PARSER, find_configs, plain_errors
+from ldm.commands.configs import PARSER, find_configs, plain_errors, quiet
 from ldm.data.module import ImageData
 from ldm.stages.diffusion import DiffusionStage
-
-# Warnings of libraries about things that are as they should be here.
-QUIET = (
-    "does not have many workers",
-    "Checkpoint directory",
-    "smaller than the logging interval",
-    "LightningCLI's args parameter",
-    "resuming from a checkpoint that ended before the epoch ended",
-    "isinstance.treespec, LeafSpec",
-)
 
 
 class CLI(LightningCLI):
@@ -118,8 +107,7 @@ def evaluate(cli: CLI, command: str) -> int:
 
 
 def main(command: str, arguments: list[str]) -> int:
-    for noise in QUIET:
-        warnings.filterwarnings("ignore", f".*{noise}.*")
+    quiet()
     try:
         cli = parse(arguments)
         require_writable(Path(cli.trainer.default_root_dir))
