@@ -13,8 +13,8 @@ from pathlib import Path
 
 EMOJI_ROWS = "Smileys & Emotion,People & Body,Animals & Nature,Food & Drink,Travel & Places,Activities,Objects,Symbols,Flags"
 TRAINER = ["-c", "configs/trainer/cpu.yaml", "-c", "configs/trainer/csv.yaml", "--trainer.enable_model_summary=false"]
-# half of the steps that the carried model was trained for
-SHORT = {"autoencoder": ["--trainer.max_steps=2500"], "diffusion": ["--trainer.max_steps=2500"]}
+# about a quarter of the steps that the carried model was trained for
+SHORT = {"autoencoder": ["--trainer.max_steps=2500"], "diffusion": ["--trainer.max_steps=2000"]}
 
 
 def run(*command: str) -> None:
