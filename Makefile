@@ -15,7 +15,7 @@ help:  ## this list
 setup: .venv/.ready  ## only the virtual environment
 demo: .venv/.ready  ## the main job on digits, then samples of the carried emoji model (minutes on 2 cores)
 	$(BIN)/python tools/demo.py
-demo-emoji: .venv/.ready  ## the emoji model from scratch, 20 minutes on 2 cores
+demo-emoji: .venv/.ready  ## an emoji model from scratch (15 to 20 minutes on 2 cores)
 	$(BIN)/python tools/demo.py --emoji
 test: .venv/.ready  ## the test suite (minutes)
 	$(BIN)/python -m pytest
