@@ -5,10 +5,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from ldm.cli import main
 
@@ -16,6 +19,19 @@ CSV = ["-c", "trainer/cpu.yaml", "-c", "trainer/csv.yaml"]
 QUIET = ["--trainer.enable_model_summary=false"]
 TINY_AUTOENCODER = ["--model.autoencoder.channels=16", "--data.batch_size=8"]
 TINY_DIFFUSION = ["--model.network.channels=16", "--model.sampling_steps=2", "--data.batch_size=8"]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def randomise(module: Any, seed: int = 0, scale: float = 0.1) -> Any:
+    """Add noise to every parameter, so that no zero initialisation hides a layer."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+    return module
 
 
 def stage1(run: Path, *extra: str, data: str = "digits", steps: int = 2) -> list[str]:

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import normal, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from ldm import model_folder
 from ldm.autoencoder.kl import KLAutoencoder
@@ -35,19 +36,6 @@ from ldm.stages.model import LatentDiffusion
 
 CLASSES = ["animal/cat", "animal/dog", "food/hot dog"]
 CARD = {"stage": "DiffusionStage", "classes": ["😀", "“quoted”", "no"], "size": 16, "steps": 3}
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def randomise(module: Any, seed: int = 0, scale: float = 0.1) -> Any:
-    """Add noise to every parameter, so that no zero initialisation hides a layer."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
-    return module
 
 
 def autoencoder(seed: int = 0, **options: Any) -> KLAutoencoder:

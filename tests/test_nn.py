@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import normal, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -21,19 +22,6 @@ from ldm.nn.blocks import Downsample, NormActConv, ResBlock, Upsample, group_nor
 from ldm.nn.unet import UNet
 
 quick = settings(deadline=None, max_examples=60)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def randomise(module: Any, seed: int = 0, scale: float = 0.1) -> Any:
-    """Add noise to every parameter, so that no zero initialisation hides a layer."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
-    return module
 
 
 def count(module: nn.Module) -> int:

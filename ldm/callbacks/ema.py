@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-CHECKPOINT_KEY = "ldm"
+from ldm.model_folder import CHECKPOINT_KEY
 
 
 class EMA(L.Callback):
