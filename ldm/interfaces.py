@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +75,45 @@ class Posterior(ABC):
     @abstractmethod
     def mode(self) -> Tensor: ...
 
+
+class Latent(NamedTuple):
+    """What training sends from the encoder to the decoder."""
+
+    z: Tensor  # (B,C,h,w)
+    penalty: Tensor  # (B,) the regulariser, weighted, per value of the image
+    logs: dict[str, Tensor]  # () each
+
+
+class Bottleneck(Buildable, nn.Module, ABC):
+    """What lies between encoder and decoder and regularises the latents, its weight included."""
+
+    channels: int  # C
+    moment_channels: int  # M, what the encoder makes for C latent channels
+    num_codes: int = 0  # of a discrete latent space; 0: continuous
+
     @abstractmethod
-    def penalty(self) -> Tensor:
-        """(B,) the regulariser in nats (KL) or its like, summed over a sample's latent dimensions."""
+    def posterior(self, moments: Tensor) -> Posterior:
+        """moments (B,M,h,w)."""
+
+    @abstractmethod
+    def forward(self, moments: Tensor, noise: Callable[[Tensor], Tensor], values: int) -> Latent:
+        """The training path; noise makes standard normal values of its argument's shape; values: 3*H*W of an image."""
+
+    def snap(self, z: Tensor) -> Tensor:
+        """z (B,C,h,w) as the decoder may see it: the nearest code where latents are discrete."""
+        return z
+
+    def codes(self, z: Tensor) -> Tensor:
+        """As Autoencoder.codes."""
+        raise NotImplementedError(f"{type(self).__name__} has no codes")
+
+    def after_step(self) -> None:
+        """Called after each optimizer step, on all ranks together."""
+
+
+class Reconstruction(NamedTuple):
+    x: Tensor  # (B,3,H,W)
+    latent: Latent
 
 
 class Autoencoder(Buildable, nn.Module, ABC):
@@ -85,6 +121,8 @@ class Autoencoder(Buildable, nn.Module, ABC):
 
     factor: int  # H / h
     channels: int  # C
+    image_channels: int = 3
+    num_codes: int = 0  # of a discrete latent space; 0: continuous
 
     @abstractmethod
     def moments(self, x: Tensor) -> Tensor:
@@ -101,6 +139,22 @@ class Autoencoder(Buildable, nn.Module, ABC):
         self.require_divisible(x)
         return self.posterior(self.moments(x))
 
+    def forward(self, x: Tensor, noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Reconstruction:
+        """The training path of an autoencoder that can be trained; needs `last_layer` for an adaptive adversarial weight."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be trained")
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weights that make the pixels."""
+        raise NotImplementedError(f"{type(self).__name__} has no last layer")
+
+    def codes(self, z: Tensor) -> Tensor:
+        """Indices (B,h,w) of the codes nearest to z (B,C,h,w), where latents are discrete."""
+        raise NotImplementedError(f"{type(self).__name__} has no codes")
+
+    def after_step(self) -> None:
+        """Called after each optimizer step, on all ranks together."""
+
     def require_divisible(self, x: Tensor) -> None:
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
             raise ValueError(
@@ -110,11 +164,65 @@ class Autoencoder(Buildable, nn.Module, ABC):
 
 
 class AutoencoderLoss(Buildable, nn.Module, ABC):
-    """A further term of stage 1's loss (LPIPS, PatchGAN, ...)."""
+    """A further term of stage 1's reconstruction loss, such as LPIPS; called in fp32."""
+
+    name: str  # in logs
+    weight: float = 1.0
 
     @abstractmethod
     def forward(self, x: Tensor, reconstruction: Tensor) -> Tensor:
-        """(B,) mean over each sample's dimensions."""
+        """(B,) for images (B,3,H,W) in [-1,1], unweighted."""
+
+
+class Discriminator(Buildable, nn.Module, ABC):
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B,3,H,W) -> logits (B,1,.,.), high where x looks real."""
+
+
+class Adversary(Buildable, nn.Module, ABC):
+    """The adversarial term of stage 1's loss, from optimizer step `start` on; its parameters are the discriminator's.  In fp32."""
+
+    start: int
+    weight: float  # of the generator's loss
+
+    @abstractmethod
+    def generator_loss(self, reconstruction: Tensor) -> Tensor:
+        """(), unweighted; gradients reach the reconstruction (B,3,H,W), not the discriminator."""
+
+    @abstractmethod
+    def scale(self, reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: Tensor, values: int) -> Tensor:
+        """() what the generator's loss is multiplied by besides its weight; `values`: numbers in the batch of images."""
+
+    @abstractmethod
+    def discriminator_loss(self, x: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(), and figures that tell of the discriminator's health; gradients reach the discriminator alone."""
+
+
+class ReconstructionMetric(nn.Module, ABC):
+    """How close reconstructions come to their images, over all ranks; torchmetrics.Metric has the plumbing."""
+
+    @abstractmethod
+    def update(self, reconstruction: Tensor, x: Tensor) -> None:
+        """Both (B,3,H,W) in [-1, 1]."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, Tensor]:
+        """() each, by name."""
+
+    @abstractmethod
+    def reset(self) -> None: ...
+
+
+class Features(Buildable, nn.Module, ABC):
+    """A frozen network in whose features images are compared."""
+
+    name: str  # in results: FD-<name>
+    resize: int  # px to which images are resized first, bilinear with antialias
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B,3,H,W) -> (B,D)."""
 
 
 class NoiseSchedule(Buildable, ABC):

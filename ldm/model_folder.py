@@ -135,7 +135,7 @@ def load(path: str | Path, trusted: Iterable[str] = ()) -> Loaded:
     if hashlib.sha256(data).hexdigest() != config["sha256"]:
         raise ValueError(f"{weights_path} is damaged or was exchanged: its hash is not the one in config.yaml")
     model = build(config["model"], trusted)
-    _load_weights(model, safetensors.torch.load(data), weights_path)
+    load_weights(model, safetensors.torch.load(data), weights_path)
     return Loaded(model.eval(), config["card"], config["sha256"])
 
 
@@ -147,11 +147,12 @@ def _load_checkpoint(path: Path, trusted: Iterable[str]) -> Loaded:
         raise ValueError(f"{path} is not a checkpoint written by `ldm fit` ({type(error).__name__})") from error
     model = build(entry["model"], trusted)
     weights = {name.removeprefix("model."): t for name, t in checkpoint["state_dict"].items() if name.startswith("model.")}
-    _load_weights(model, {**weights, **entry.get("averaged", {})}, path)
+    load_weights(model, {**weights, **entry.get("averaged", {})}, path)
     return Loaded(model.eval(), entry["card"], hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def _load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """All of the model's, and no others."""
     try:
         model.load_state_dict({name: tensor for name, tensor in weights.items()})
     except RuntimeError as error:

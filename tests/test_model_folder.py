@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ldm import model_folder
-from ldm.autoencoder.kl import KLAutoencoder
+from ldm.autoencoder.bottleneck import FSQ, KL, VQ
+from ldm.autoencoder.conv import ConvAutoencoder
 from ldm.callbacks.ema import CHECKPOINT_KEY as EMA_KEY
 from ldm.callbacks.ema import EMA
 from ldm.conditioning.label import ClassLabel, Unconditional
@@ -38,9 +39,9 @@ CLASSES = ["animal/cat", "animal/dog", "food/hot dog"]
 CARD = {"stage": "DiffusionStage", "classes": ["😀", "“quoted”", "no"], "size": 16, "steps": 3}
 
 
-def autoencoder(seed: int = 0, **options: Any) -> KLAutoencoder:
+def autoencoder(seed: int = 0, **options: Any) -> ConvAutoencoder:
     torch.manual_seed(seed)
-    return KLAutoencoder(**{"latent_channels": 2, "channels": 8, "multipliers": (1, 2), "num_blocks": 1, **options})
+    return ConvAutoencoder(**{"bottleneck": KL(2), "channels": 8, "multipliers": (1, 2), "num_blocks": 1, **options})
 
 
 def latent_diffusion(seed: int = 0, conditional: bool = True) -> LatentDiffusion:
@@ -65,6 +66,11 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 
 number = st.floats(allow_nan=False, allow_infinity=False)
 multipliers = st.lists(st.integers(1, 2), min_size=1, max_size=2)
+bottlenecks = st.one_of(
+    st.builds(KL, channels=st.integers(1, 3)),
+    st.builds(VQ, channels=st.integers(1, 3), num_codes=st.integers(2, 9), normalise=st.booleans()),
+    st.builds(FSQ, levels=st.lists(st.integers(2, 5), min_size=1, max_size=3)),
+)
 PARTS: dict[type, st.SearchStrategy[dict[str, Any]]] = {
     LinearSchedule: st.fixed_dictionaries({"num_steps": st.integers(1, 50), "start": st.floats(1e-6, 1e-3), "end": st.floats(1e-3, 0.9)}),
     LDMSchedule: st.fixed_dictionaries({}, optional={"num_steps": st.integers(1, 50), "start": st.floats(1e-9, 1e-3)}),
@@ -77,9 +83,9 @@ PARTS: dict[type, st.SearchStrategy[dict[str, Any]]] = {
     MinSNR: st.fixed_dictionaries({"gamma": number}),
     Unconditional: st.fixed_dictionaries({}),
     ClassLabel: st.fixed_dictionaries({"num_classes": st.integers(1, 9)}, optional={"dim": st.integers(1, 9)}),
-    KLAutoencoder: st.fixed_dictionaries(
-        {"channels": st.sampled_from([4, 8]), "multipliers": multipliers, "num_blocks": st.just(1)},
-        optional={"latent_channels": st.integers(1, 3), "attention_levels": st.sampled_from([[], [0], (0,)]), "patch": st.integers(1, 2)},
+    ConvAutoencoder: st.fixed_dictionaries(
+        {"bottleneck": bottlenecks, "channels": st.sampled_from([4, 8]), "multipliers": multipliers, "num_blocks": st.just(1)},
+        optional={"quant_conv": st.booleans(), "attention_levels": st.sampled_from([[], [0], (0,)]), "patch": st.integers(1, 2)},
     ),
     UNet: st.fixed_dictionaries(
         {"in_channels": st.integers(1, 3), "channels": st.sampled_from([4, 8]), "multipliers": multipliers, "num_blocks": st.just(1),
@@ -101,7 +107,7 @@ def test_describe_and_build_are_inverse(cls: type, data: st.DataObject) -> None:
     if cls is not Unconditional:
         assert list(spec["init_args"]) == list(inspect.signature(cls).parameters), "defaults are written down, too"
     for name, value in arguments.items():
-        assert spec["init_args"][name] == (list(value) if isinstance(value, tuple) else value)
+        assert spec["init_args"][name] == describe(value)
     rebuilt = build(yaml.safe_load(yaml.safe_dump(spec)))
     assert type(rebuilt) is cls
     assert describe(rebuilt) == spec
@@ -408,8 +414,9 @@ def test_foreign_packages_are_built_only_when_trusted(folder: Path, tmp_path: Pa
     package, marker = tmp_path / "site" / "foreign_parts", tmp_path / "imported"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(
-        f"from pathlib import Path\nfrom ldm.autoencoder.kl import KLAutoencoder\nPath({str(marker)!r}).touch()\n"
-        "class Mine(KLAutoencoder):\n    def __init__(self, width):\n        super().__init__(2, width, (1, 2), 1)\n"
+        "from pathlib import Path\nfrom ldm.autoencoder.bottleneck import KL\nfrom ldm.autoencoder.conv import ConvAutoencoder\n"
+        f"Path({str(marker)!r}).touch()\n"
+        "class Mine(ConvAutoencoder):\n    def __init__(self, width):\n        super().__init__(KL(2), width, (1, 2), 1)\n"
         "class NotAPart:\n    pass\n"
     )
     monkeypatch.syspath_prepend(str(package.parent))
@@ -509,10 +516,10 @@ def test_a_checkpoint_is_refused_like_a_folder(tmp_path: Path) -> None:
 
 def test_channels_have_to_match() -> None:
     for first, second in ((2, 3), (4, 1)):
-        parts = (autoencoder(latent_channels=first), UNet(second, 4, (1,), 1, ()), Unconditional(), LDMSchedule(5))
+        parts = (autoencoder(bottleneck=KL(first)), UNet(second, 4, (1,), 1, ()), Unconditional(), LDMSchedule(5))
         with pytest.raises(ValueError, match=rf"takes {second} latent channels, the first stage makes {first}:.*in_channels to {first} "):
             LatentDiffusion(*parts)
-    LatentDiffusion(autoencoder(latent_channels=3), UNet(3, 4, (1,), 1, ()), Unconditional(), LDMSchedule(5))
+    LatentDiffusion(autoencoder(bottleneck=KL(3)), UNet(3, 4, (1,), 1, ()), Unconditional(), LDMSchedule(5))
 
 
 def test_the_first_stage_stays_frozen() -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.autoencoder.bottleneck import DiagonalGaussian
-from ldm.autoencoder.kl import KLAutoencoder
+from ldm.autoencoder.bottleneck import KL, DiagonalGaussian
+from ldm.autoencoder.conv import ConvAutoencoder
 from ldm.interfaces import Cond
 from ldm.nn.attention import SelfAttention, SpatialTransformer, TransformerBlock, attend, timestep_embedding
 from ldm.nn.blocks import Downsample, NormActConv, ResBlock, Upsample, group_norm
@@ -328,7 +328,7 @@ def test_dropout_is_in_the_second_convolution_of_each_block() -> None:
     ("factor", "multipliers", "patch"), [(4, (1, 2, 4), 1), (8, (1, 2, 4, 4), 1), (16, (1, 1, 2, 2, 4), 1), (4, (1,), 4), (8, (1, 2), 4)]
 )
 def test_autoencoder_shapes(factor: int, multipliers: tuple[int, ...], patch: int) -> None:
-    model = KLAutoencoder(latent_channels=3, channels=8, multipliers=multipliers, num_blocks=1, patch=patch)
+    model = ConvAutoencoder(KL(3), channels=8, multipliers=multipliers, num_blocks=1, patch=patch)
     assert (model.factor, model.channels) == (factor, 3)
     x = normal(2, 3, 2 * factor, factor)
     moments = model.moments(x)
@@ -345,7 +345,7 @@ def test_autoencoder_shapes(factor: int, multipliers: tuple[int, ...], patch: in
 def test_autoencoder_refuses_levels_that_do_not_exist() -> None:
     for bad in (-1, 2):
         with pytest.raises(ValueError, match=f"attention_levels has {bad}; this autoencoder's levels are 0 to 1"):
-            KLAutoencoder(channels=8, multipliers=(1, 2), attention_levels=[0, bad])
+            ConvAutoencoder(KL(), channels=8, multipliers=(1, 2), attention_levels=[0, bad])
 
 
 def test_downsampling_pads_right_and_bottom_or_all_sides() -> None:
@@ -446,7 +446,7 @@ def test_autoencoder_is_that_of_diffusers(multipliers: tuple[int, ...], num_bloc
         down_block_types=down, up_block_types=up, block_out_channels=[32 * m for m in multipliers], layers_per_block=num_blocks,
         latent_channels=4, norm_num_groups=32,
     ).eval()  # fmt: skip
-    ours = KLAutoencoder(4, 32, multipliers, num_blocks, [levels - 1] if attention else []).eval()
+    ours = ConvAutoencoder(KL(4), 32, multipliers, num_blocks, [levels - 1] if attention else []).eval()
     compare_parameters(ours, theirs)
 
     for mine, other, blocks in ((ours.encoder, theirs.encoder, "down_blocks"), (ours.decoder, theirs.decoder, "up_blocks")):
@@ -512,13 +512,13 @@ def test_kl_against_torch(seed: int, channels: int, spread: float) -> None:
     q = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
     p = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
     kl = torch.distributions.kl_divergence(q, p).sum((1, 2, 3))
-    assert posterior.penalty().shape == (3,)
-    torch.testing.assert_close(posterior.penalty(), kl, rtol=1e-10, atol=1e-10)
-    assert (posterior.penalty() >= 0).all()
+    assert posterior.kl().shape == (3,)
+    torch.testing.assert_close(posterior.kl(), kl, rtol=1e-10, atol=1e-10)
+    assert (posterior.kl() >= 0).all()
 
 
 def test_kl_of_the_prior_is_zero() -> None:
-    assert torch.equal(DiagonalGaussian.of(torch.zeros(2, 4, 3, 3)).penalty(), torch.zeros(2))
+    assert torch.equal(DiagonalGaussian.of(torch.zeros(2, 4, 3, 3)).kl(), torch.zeros(2))
 
 
 def test_samples_have_the_moments() -> None:
@@ -537,7 +537,7 @@ def test_the_log_variance_is_clamped() -> None:
     moments = torch.cat([torch.zeros(1, 9, 1, 1), raw.view(1, 9, 1, 1)], dim=1)
     posterior = DiagonalGaussian.of(moments)
     assert posterior.log_variance.flatten().tolist() == [-30.0, -30.0, -30.0, -29.5, 0.0, 19.5, 20.0, 20.0, 20.0]
-    assert torch.isfinite(posterior.penalty()).all()
+    assert torch.isfinite(posterior.kl()).all()
     std = posterior.sample(torch.ones(1, 9, 1, 1)).flatten()
     torch.testing.assert_close(std, (raw.clamp(-30, 20) / 2).exp(), rtol=1e-6, atol=0)
     unclamped = DiagonalGaussian.of(moments * 0.001)

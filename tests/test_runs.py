@@ -241,9 +241,10 @@ def test_every_trainer_config_runs_for_two_tiny_steps(path: Path, tmp_path: Path
 
 
 def make_first_stage(run: Path, channels: int) -> None:
-    from ldm.autoencoder.kl import KLAutoencoder
+    from ldm.autoencoder.bottleneck import KL
+    from ldm.autoencoder.conv import ConvAutoencoder
 
-    autoencoder = KLAutoencoder(channels, 32, (1,), 1, patch=4)
+    autoencoder = ConvAutoencoder(KL(channels), 32, (1,), 1, patch=4)
     model_folder.save(autoencoder, run / "autoencoder" / "model", {"classes": []})
 
 

@@ -38,7 +38,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.autoencoder.kl import KLAutoencoder
+from ldm.autoencoder.bottleneck import KL
+from ldm.autoencoder.conv import ConvAutoencoder
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.samplers import Ancestral
 from ldm.diffusion.schedule import LDMSchedule
@@ -115,12 +116,11 @@ class Cases:
         return self.part(unet, self.compiled(lambda: F.mse_loss(unet(x, t).sample.float(), x)))
 
     def our_autoencoder(self, x: Tensor) -> Part:
-        coder = KLAutoencoder(4, **self.coder, num_blocks=2)
+        coder = ConvAutoencoder(KL(4), **self.coder, num_blocks=2)
 
         def loss() -> Tensor:
-            posterior = coder.encode(x)
-            reconstruction = coder.decode(posterior.sample(torch.randn_like(posterior.mode())))
-            return F.mse_loss(reconstruction.float(), x) + 1e-6 * posterior.penalty().mean()
+            reconstruction, latent = coder(x)
+            return F.mse_loss(reconstruction.float(), x) + latent.penalty.mean()
 
         return self.part(coder, self.compiled(loss))
 

@@ -1,11 +1,16 @@
-"""What lies between encoder and decoder: the posterior q(z | x)."""
+"""What lies between encoder and decoder: a Gaussian (KL), a codebook (VQ) or a grid (FSQ)."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.interfaces import Posterior
+from ldm.interfaces import Bottleneck, Latent, Posterior
+
+Noise = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,164 @@ class DiagonalGaussian(Posterior):
     def mode(self) -> Tensor:
         return self.mean
 
-    def penalty(self) -> Tensor:
-        """KL(q || N(0, 1)) in nats, summed over the latent dimensions (Eq. 10, arXiv:1312.6114)."""
-        kl = 0.5 * (self.mean.square() + self.log_variance.exp() - 1 - self.log_variance)
-        return kl.flatten(1).sum(1)
+    def kl(self) -> Tensor:
+        """KL(q || N(0, 1)) (B,) in nats, summed over the latent dimensions (Eq. 10, arXiv:1312.6114)."""
+        mean, log_variance = (a.to(torch.promote_types(a.dtype, torch.float32)) for a in (self.mean, self.log_variance))
+        return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1)
+
+
+class KL(Bottleneck):
+    """weight * KL(q || N(0, 1)) in nats / (3*H*W): LDM's 1e-6 on sums over an image means the same here.
+
+    Per latent dimension the KL so counts weight * C / (3 f^2) of what the mean error of a pixel value counts.
+    """
+
+    def __init__(self, channels: int = 4, weight: float = 1e-6) -> None:
+        super().__init__()
+        self.channels, self.moment_channels, self.weight = channels, 2 * channels, weight
+
+    def posterior(self, moments: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian.of(moments)
+
+    def forward(self, moments: Tensor, noise: Noise, values: int) -> Latent:
+        posterior = self.posterior(moments)
+        z, kl = posterior.sample(noise(posterior.mean)), posterior.kl()
+        return Latent(z, self.weight * kl / values, {"kl_per_dim": kl.mean() / z[0].numel()})
+
+
+@dataclass(frozen=True)
+class Point(Posterior):
+    """A latent without uncertainty."""
+
+    z: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        return self.z
+
+    def mode(self) -> Tensor:
+        return self.z
+
+
+class Discrete(Bottleneck):
+    """Stage 2 sees the encoder's continuous latents, the decoder only codes (as LDM's VQ models, arXiv:2112.10752, section 3.1)."""
+
+    def posterior(self, moments: Tensor) -> Posterior:
+        return Point(self.place(moments))
+
+    def place(self, moments: Tensor) -> Tensor:
+        """The encoder's output in the space of the codes, (B,C,h,w) both."""
+        return moments
+
+    def logs(self, indices: Tensor) -> dict[str, Tensor]:
+        """Perplexity of the codes in this batch, over their number."""
+        counts = torch.zeros(self.num_codes, device=indices.device)
+        share = counts.index_add_(0, indices.flatten(), torch.ones_like(indices.flatten(), dtype=counts.dtype)) / indices.numel()
+        return {"perplexity": torch.special.entr(share).sum().exp() / self.num_codes}
+
+
+def straight_through(z: Tensor, code: Tensor) -> Tensor:
+    """`code` in the forward pass, the identity in the backward pass (arXiv:1308.3432)."""
+    return z + (code - z).detach()
+
+
+class VQ(Discrete):
+    """Codes (num_codes, C) that follow the mean of the latents nearest to them (EMA, arXiv:1711.00937, appendix A.1).
+
+    commitment: beta, on the term that draws the encoder to its codes.  restart: a code used less than this share of the average is
+    moved to a random latent of the batch (arXiv:2005.00341); 0 never.  normalise: latents and codes have length 1
+    (arXiv:2110.04627).  Statistics are summed over ranks and, with accumulation, over the batches of a step.
+    """
+
+    values: Tensor  # (K,C) the codes
+    used: Tensor  # (K,) average number of latents per step
+    sums: Tensor  # (K,C) average sum of them
+
+    def __init__(
+        self, channels: int = 3, num_codes: int = 8192, commitment: float = 0.25, decay: float = 0.99, restart: float = 0.03,
+        normalise: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if num_codes < 2 or not 0 <= decay < 1:
+            raise ValueError(
+                f"a codebook of {num_codes} codes with decay {decay}; allowed are 2 codes or more and a decay of 0 to less than 1"
+            )
+        self.channels, self.moment_channels, self.num_codes = channels, channels, num_codes
+        self.commitment, self.decay, self.restart, self.normalise = commitment, decay, restart, normalise
+        values = torch.randn(num_codes, channels)
+        self.register_buffer("values", F.normalize(values, dim=1) if normalise else values)
+        self.register_buffer("used", torch.zeros(num_codes))
+        self.register_buffer("sums", torch.zeros(num_codes, channels))
+        self._seen: list[tuple[Tensor, Tensor]] = []  # latents (N,C) and their codes (N,) since the last step
+
+    def place(self, moments: Tensor) -> Tensor:
+        return F.normalize(moments.float(), dim=1) if self.normalise else moments.float()
+
+    def codes(self, z: Tensor) -> Tensor:
+        rows = z.float().movedim(1, -1).flatten(0, -2)
+        offset = self.values.square().sum(1)
+        found = [torch.addmm(offset, part, self.values.T, alpha=-2).argmin(1) for part in rows.split(2**16)]
+        return torch.cat(found).view(z.shape[0], *z.shape[2:])
+
+    def snap(self, z: Tensor) -> Tensor:
+        return F.embedding(self.codes(z), self.values).movedim(-1, 1).contiguous().to(z)
+
+    @torch.autocast("cuda", enabled=False)
+    def forward(self, moments: Tensor, noise: Noise, values: int) -> Latent:
+        z = self.place(moments)
+        indices = self.codes(z.detach())
+        code = F.embedding(indices, self.values).movedim(-1, 1).contiguous()
+        if self.training:
+            self._seen.append((z.detach().movedim(1, -1).flatten(0, -2), indices.flatten()))
+        distance = (z - code).square().flatten(1).mean(1)
+        return Latent(straight_through(z, code), self.commitment * distance, self.logs(indices))
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        if not self._seen:
+            return
+        latents, indices = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        self._seen.clear()
+        seen = torch.zeros(self.num_codes, self.channels + 1, device=latents.device)
+        seen.index_add_(0, indices, F.pad(latents, (0, 1), value=1.0))
+        stray = latents[torch.randint(len(latents), (self.num_codes,), device=latents.device)]
+        if dist.is_initialized():
+            dist.all_reduce(seen)
+            dist.broadcast(stray, 0)
+        self.used.lerp_(seen[:, -1], 1 - self.decay)
+        self.sums.lerp_(seen[:, :-1], 1 - self.decay)
+        share = self.used.mean()
+        dead = self.used < self.restart * share
+        self.used.copy_(torch.where(dead, share, self.used))
+        self.sums.copy_(torch.where(dead[:, None], stray * share, self.sums))
+        values = torch.where(self.used[:, None] > 0, self.sums / self.used[:, None].clamp(min=1e-12), self.values)
+        self.values.copy_(F.normalize(values, dim=1) if self.normalise else values)
+
+
+class FSQ(Discrete):
+    """Each channel rounded to one of levels[c] values in [-1, 1]: no codebook, no penalty (arXiv:2309.15505)."""
+
+    def __init__(self, levels: Sequence[int] = (8, 8, 8, 5, 5, 5)) -> None:
+        super().__init__()
+        if not levels or min(levels) < 2:
+            raise ValueError(f"FSQ's levels are {list(levels)}; each channel needs at least 2")
+        self.channels = self.moment_channels = len(levels)
+        self.num_codes = int(torch.tensor(levels).prod())
+        self.register_buffer("levels", torch.tensor(levels).view(-1, 1, 1), persistent=False)
+
+    def _grid(self, z: Tensor) -> Tensor:
+        """[-1, 1] -> nearest whole number of 0 .. level - 1."""
+        return ((z.float() + 1) / 2 * (self.levels - 1)).round().clamp(min=0).minimum(self.levels - 1)
+
+    def place(self, moments: Tensor) -> Tensor:
+        return torch.tanh(moments.float())
+
+    def snap(self, z: Tensor) -> Tensor:
+        return (self._grid(z) / (self.levels - 1) * 2 - 1).to(z)
+
+    def codes(self, z: Tensor) -> Tensor:
+        radix = torch.cat([self.levels.new_ones(1, 1, 1), self.levels[:-1].cumprod(0)])
+        return (self._grid(z).long() * radix).sum(1)
+
+    def forward(self, moments: Tensor, noise: Noise, values: int) -> Latent:
+        z = self.place(moments)
+        return Latent(straight_through(z, self.snap(z)), z.new_zeros(len(z)), self.logs(self.codes(z.detach())))

@@ -10,15 +10,21 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 # Every part that a YAML file may name by its short class name has to be imported before the file is read.
-import ldm.autoencoder.kl
+import ldm.autoencoder.adversary
+import ldm.autoencoder.bottleneck
+import ldm.autoencoder.conv
+import ldm.autoencoder.perceptual
 import ldm.callbacks.checkpoints
 import ldm.callbacks.ema
+import ldm.callbacks.finite
 import ldm.callbacks.show
 import ldm.conditioning.label
 import ldm.diffusion.guidance
 import ldm.diffusion.objective
 import ldm.diffusion.samplers
 import ldm.diffusion.schedule
+import ldm.metrics.features
+import ldm.metrics.reconstruction
 import ldm.nn.unet
 import ldm.stages.autoencoder  # noqa: F401
 from ldm.callbacks.checkpoints import Stopped

@@ -6,50 +6,109 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from ldm.interfaces import Autoencoder, AutoencoderLoss, Batch
+from ldm.interfaces import Adversary, Autoencoder, AutoencoderLoss, Batch, ReconstructionMetric
 from ldm.stages import training
-from ldm.stages.optim import AdamW
+from ldm.stages.health import CodeUsage, LatentMoments
+from ldm.stages.optim import AdamW, Part, configure
+
+Logs = dict[str, Tensor]
 
 
 class AutoencoderStage(L.LightningModule):
-    """Minimises reconstruction error per pixel + kl_weight * KL (nats) / pixels + any further losses.
+    """Minimises reconstruction error per pixel value + losses + the bottleneck's penalty + the adversary's.
 
-    Both terms are per value of the image (3*H*W), so kl_weight means what LDM's 1e-6 on sums means.
+    losses: further terms of the reconstruction error.  learn_variance: the error becomes error / exp(s) + s, s learned (LDM's logvar).
+    metrics: measured on held-out images besides PSNR and SSIM.  init: model folder or checkpoint to start from.
+    freeze: beginnings of parameter names that stay as they are; [encoder, quant_conv] trains the decoder alone.
+    The discriminator and the generator step together, on one batch: global_step counts both as one.
     """
 
     def __init__(
         self,
         autoencoder: Autoencoder,
         reconstruction: Literal["l1", "l2"] = "l1",
-        kl_weight: float = 1e-6,
         losses: Sequence[AutoencoderLoss] = (),
+        adversary: Adversary | None = None,
+        learn_variance: bool = False,
+        metrics: Sequence[ReconstructionMetric] = (),
+        init: str | None = None,
+        freeze: Sequence[str] = (),
         optimizer: AdamW = AdamW(),  # noqa: B008  frozen
+        discriminator_optimizer: AdamW | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.model = autoencoder
-        self.losses = torch.nn.ModuleList(losses)
+        self.model = training.start_from(autoencoder, init)
+        training.freeze(autoencoder, freeze)
+        self.losses, self.adversary = nn.ModuleList(losses), adversary
         self.error = F.l1_loss if reconstruction == "l1" else F.mse_loss
-        self.kl_weight, self.optimizer, self.seed = kl_weight, optimizer, seed
+        self.log_variance = nn.Parameter(torch.zeros(()), requires_grad=learn_variance)
+        self.optimizer, self.discriminator_optimizer, self.seed = optimizer, discriminator_optimizer or optimizer, seed
         self.psnr = PeakSignalNoiseRatio(data_range=2.0, reduction="elementwise_mean", dim=(1, 2, 3))
         self.ssim = StructuralSimilarityIndexMeasure(data_range=2.0)
+        self.metrics, self.latents = nn.ModuleList(metrics), LatentMoments(autoencoder.channels)
+        self.usage = CodeUsage(autoencoder.num_codes) if autoencoder.num_codes else None
+
+    def on_fit_start(self) -> None:
+        unsynced = any(type(module) is nn.BatchNorm2d for module in self.modules())
+        if self.trainer.world_size > 1 and unsynced:
+            raise ValueError("the discriminator's batch norm needs --trainer.sync_batchnorm true on several devices, or norm: group")
+
+    @property
+    def adversarial(self) -> bool:
+        return self.adversary is not None and self.global_step >= self.adversary.start
+
+    def reconstruction_loss(self, x: Tensor, reconstruction: Tensor) -> tuple[Tensor, Logs]:
+        """() error per value of the image with all further terms."""
+        logs: Logs = {"reconstruction": self.error(reconstruction, x)}
+        total = logs["reconstruction"]
+        for extra in self.losses:
+            logs[extra.name] = extra(x, reconstruction).mean()
+            total = total + extra.weight * logs[extra.name]
+        return total / self.log_variance.exp() + self.log_variance, logs
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         training.seed_step(self, self.seed, batch_idx)
         x = training.images_of(batch)
-        posterior = self.model.encode(x)
-        z = posterior.sample(torch.randn_like(posterior.mode()))
-        reconstruction = self.model.decode(z)
-        error, penalty = self.error(reconstruction, x), posterior.penalty().mean()
-        loss = error + self.kl_weight * penalty / x[0].numel()
-        for extra in self.losses:
-            loss = loss + extra(x, reconstruction).mean()
-        logs = {"train/loss": loss, "train/reconstruction": error, "train/kl_per_dim": penalty / z[0].numel()}
-        self.log_dict(logs, prog_bar=True, batch_size=len(x))
-        return training.require_finite(loss, self.global_step)
+        reconstruction, latent = self.model(x)
+        with torch.autocast(x.device.type, enabled=False):
+            reconstruction = reconstruction.float()
+            loss, logs = self.reconstruction_loss(x, reconstruction)
+            if self.adversarial:
+                loss = loss + self._adversarial_loss(x, reconstruction, loss, logs)
+            elif self.adversary is not None and self.trainer.world_size > 1:  # DDP wants every parameter in the graph
+                loss = loss + 0 * sum(p.sum() for p in self.adversary.parameters())
+        loss = loss + latent.penalty.mean()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(x))
+        self.log_dict({f"train/{name}": value.detach() for name, value in {**logs, **latent.logs}.items()}, batch_size=len(x))
+        return loss
+
+    def _adversarial_loss(self, x: Tensor, reconstruction: Tensor, loss: Tensor, logs: Logs) -> Tensor:
+        assert self.adversary is not None
+        fooled = self.adversary.generator_loss(reconstruction)
+        scale = self.adversary.scale(loss, fooled, self.model.last_layer, x.numel())
+        told_apart, health = self.adversary.discriminator_loss(x, reconstruction)
+        logs |= {"g_loss": fooled, "d_weight": self.adversary.weight * scale, **health}
+        return self.adversary.weight * scale * fooled + told_apart
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.adversary is not None and not self.adversarial:
+            self.adversary.zero_grad(set_to_none=True)  # without gradients the optimizer leaves them alone
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.model.after_step()
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Each part by itself: a large gradient of the discriminator must not shrink the generator's."""
+        for group in optimizer.param_groups if gradient_clip_val else ():
+            clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+            clip(group["params"], gradient_clip_val)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """x (B,3,H,W) in [-1,1] -> what the decoder makes of the posterior's mode, clamped to [-1, 1]."""
@@ -57,13 +116,25 @@ class AutoencoderStage(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         x = training.images_of(batch)
-        reconstruction = self.reconstruct(x)
+        z = self.model.encode(x).mode()
+        reconstruction = self.model.decode(z).float().clamp(-1, 1)
         self.psnr(reconstruction, x)
         self.ssim(reconstruction, x)
+        for metric in self.metrics:
+            metric.update(reconstruction, x)  # type: ignore[operator]
+        self.latents.update(z)
+        if self.usage is not None:
+            self.usage.update(self.model.codes(z))
         self.log_dict({"val/psnr": self.psnr, "val/ssim": self.ssim}, prog_bar=True, on_epoch=True, batch_size=len(x))
         self.log("val/reconstruction", self.error(reconstruction, x), on_epoch=True, sync_dist=True, batch_size=len(x))
 
-    test_step = validation_step
+    def on_validation_epoch_end(self) -> None:
+        metrics: list[Any] = [*self.metrics, self.latents, *([self.usage] if self.usage else [])]
+        for metric in metrics:
+            self.log_dict({f"val/{name}": value for name, value in metric.compute().items()})
+            metric.reset()
+
+    test_step, on_test_epoch_end = validation_step, on_validation_epoch_end
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Images above their reconstructions, each (2N,3,H,W) in [-1,1]."""
@@ -77,4 +148,8 @@ class AutoencoderStage(L.LightningModule):
         training.add_to_checkpoint(self, checkpoint)
 
     def configure_optimizers(self) -> Any:
-        return self.optimizer.configure(self.parameters(), self.trainer.max_steps)
+        generator = [p for p in (*self.model.parameters(), self.log_variance) if p.requires_grad]
+        parts = [Part(generator, self.optimizer)]
+        if self.adversary is not None:
+            parts.append(Part(self.adversary.parameters(), self.discriminator_optimizer, self.adversary.start))
+        return configure(parts, self.trainer.max_steps)

@@ -12,7 +12,7 @@ from ldm.interfaces import Autoencoder, Batch, Cond, Conditioner, Guidance, Netw
 from ldm.stages import training
 from ldm.stages.generation import Recipe, Request, generate
 from ldm.stages.model import LatentDiffusion
-from ldm.stages.optim import AdamW
+from ldm.stages.optim import AdamW, Part, configure
 
 
 class DiffusionStage(L.LightningModule):
@@ -100,7 +100,7 @@ class DiffusionStage(L.LightningModule):
         training.seed_step(self, self.seed, batch_idx)
         loss = self._loss(batch, self.drop).mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["id"]))
-        return training.require_finite(loss, self.global_step)
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The objective on held-out images, always with the same noise and steps."""
@@ -126,4 +126,4 @@ class DiffusionStage(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         trainable = [p for p in self.parameters() if p.requires_grad]
-        return self.optimizer.configure(trainable, self.trainer.max_steps)
+        return configure([Part(trainable, self.optimizer)], self.trainer.max_steps)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -22,16 +22,34 @@ class AdamW:
     warmup: int = 100
     decay: Literal["constant", "cosine"] = "constant"
 
-    def configure(self, parameters: Iterable[nn.Parameter], max_steps: int) -> dict[str, Any]:
-        """What LightningModule.configure_optimizers returns."""
-        if self.decay == "cosine" and max_steps < 1:
-            raise ValueError("decay 'cosine' needs trainer.max_steps: set it, or use decay 'constant'")
-        optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True)
+    def factor(self, step: int, max_steps: int) -> float:
+        """What lr is multiplied by at a step from 0 to max_steps."""
+        warm = min(1.0, (step + 1) / max(self.warmup, 1))
+        progress = min(1.0, step / max_steps) if self.decay == "cosine" else 0.0
+        return warm * 0.5 * (1 + math.cos(math.pi * progress))
 
-        def factor(step: int) -> float:
-            warm = min(1.0, (step + 1) / max(self.warmup, 1))
-            progress = min(1.0, step / max_steps) if self.decay == "cosine" else 0.0
-            return warm * 0.5 * (1 + math.cos(math.pi * progress))
 
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+class Part(NamedTuple):
+    """Parameters with settings of their own, trained from a step on."""
+
+    parameters: Iterable[nn.Parameter]
+    settings: AdamW
+    start: int = 0
+
+    def factor(self, step: int, max_steps: int) -> float:
+        return self.settings.factor(max(0, step - self.start), max_steps - self.start)
+
+
+def configure(parts: Iterable[Part], max_steps: int) -> dict[str, Any]:
+    """One optimizer with a parameter group per part, as LightningModule.configure_optimizers returns it."""
+    parts = list(parts)
+    if max_steps < 1 and any(part.settings.decay == "cosine" for part in parts):
+        raise ValueError("decay 'cosine' needs trainer.max_steps: set it, or use decay 'constant'")
+    groups = [
+        {"params": list(p.parameters), "lr": p.settings.lr, "betas": p.settings.betas, "weight_decay": p.settings.weight_decay}
+        for p in parts
+    ]
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    factors = [lambda step, part=part: part.factor(step, max_steps) for part in parts]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

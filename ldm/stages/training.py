@@ -1,13 +1,14 @@
 """What both training stages share: they are siblings, and each calls these."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm import model_folder
-from ldm.interfaces import Batch, TrainingData
+from ldm.interfaces import Autoencoder, Batch, TrainingData
 
 
 def seed_step(module: L.LightningModule, seed: int, batch_idx: int) -> None:
@@ -39,7 +40,20 @@ def add_to_checkpoint(module: L.LightningModule, checkpoint: dict[str, Any]) -> 
     entry |= {"model": model_folder.describe(module.model), "card": module.card()}  # type: ignore[operator]
 
 
-def require_finite(loss: Tensor, step: int) -> Tensor:
-    if not torch.isfinite(loss):
-        raise ValueError(f"the loss is {loss.item()} at step {step}: lower the learning rate, or clip with trainer.gradient_clip_val=1")
-    return loss
+def start_from(autoencoder: Autoencoder, path: str | None) -> Autoencoder:
+    """The same module, with the weights of a model folder or checkpoint (of stage 1, or of a stage 2 that holds such a first stage)."""
+    if path is not None:
+        found = model_folder.load(path).model
+        latents = getattr(found, "latents", None)
+        model_folder.load_weights(autoencoder, (found if latents is None else latents.autoencoder).state_dict(), path)
+    return autoencoder
+
+
+def freeze(module: nn.Module, beginnings: Sequence[str]) -> None:
+    for beginning in beginnings:
+        chosen = [parameter for name, parameter in module.named_parameters() if name.startswith(beginning)]
+        if not chosen:
+            parts = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in module.named_parameters()))
+            raise ValueError(f"freeze has {beginning!r}, with which no parameter's name begins; they begin with {parts}")
+        for parameter in chosen:
+            parameter.requires_grad_(False)

@@ -1,0 +1,106 @@
+"""The adversarial term of stage 1: PatchGAN (arXiv:1611.07004) with VQGAN's adaptive weight (arXiv:2012.09841)."""
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ldm.interfaces import Adversary, Discriminator
+from ldm.nn.blocks import group_norm
+
+NORMS = {
+    "group": lambda channels: group_norm(channels, 1e-5),
+    "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
+    "batch": nn.BatchNorm2d,
+    "none": lambda channels: nn.Identity(),
+}
+
+
+class PatchDiscriminator(Discriminator):
+    """pix2pix' 4x4 convolutions, `layers` of stride 2: each logit judges a patch, of 70 px for 3 layers.
+
+    norm "batch" is as published, and needs trainer.sync_batchnorm on several devices.
+    """
+
+    def __init__(
+        self, channels: int = 64, layers: int = 3, norm: Literal["group", "instance", "batch", "none"] = "group", image_channels: int = 3
+    ) -> None:
+        super().__init__()
+        widths = [channels * min(2**i, 8) for i in range(layers + 1)]
+        parts: list[nn.Module] = [nn.Conv2d(image_channels, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
+        for (before, after), stride in zip(pairwise(widths), [2] * (layers - 1) + [1], strict=True):
+            parts += [nn.Conv2d(before, after, 4, stride, 1, bias=norm in ("group", "none")), NORMS[norm](after), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        self.smallest = 2**layers * 2  # px, below which no patch is left
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if min(x.shape[2:]) < self.smallest:
+            raise ValueError(
+                f"images of {x.shape[3]}x{x.shape[2]} px are too small for this discriminator: {self.smallest} px, or fewer layers"
+            )
+        return self.layers(x)
+
+
+# what real and fake logits cost the discriminator, and fake ones the generator
+LOSSES = {
+    "hinge": (lambda real: F.relu(1 - real), lambda fake: F.relu(1 + fake), lambda fake: -fake),
+    "vanilla": (lambda real: F.softplus(-real), F.softplus, lambda fake: -fake),  # VQGAN's
+    "non-saturating": (lambda real: F.softplus(-real), F.softplus, lambda fake: F.softplus(-fake)),  # arXiv:1406.2661
+}
+
+
+class PatchGAN(Adversary):
+    """A discriminator and how it is used; from optimizer step `start` on, before that it costs nothing.
+
+    weight counts relative to the reconstruction loss: adaptively, the generator's loss is scaled so that its gradient at the
+    decoder's last layer is as long as the reconstruction loss' (at most max_scale times; 1 if not adaptive).
+    gradient_penalty: gamma of R1, gamma / 2 * |grad D(real)|^2 (arXiv:1801.04406).
+    """
+
+    def __init__(
+        self,
+        discriminator: Discriminator,
+        loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge",
+        weight: float = 0.5,
+        start: int = 0,
+        adaptive: bool = True,
+        max_scale: float = 1e4,
+        gradient_penalty: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+        self.real_loss, self.fake_loss, self.generator = LOSSES[loss]
+        self.weight, self.start, self.adaptive, self.max_scale = weight, start, adaptive, max_scale
+        self.gradient_penalty = gradient_penalty
+
+    def generator_loss(self, reconstruction: Tensor) -> Tensor:
+        fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        return self.generator(functional_call(self.discriminator, fixed, (reconstruction,))).mean()
+
+    def scale(self, reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: Tensor, values: int) -> Tensor:
+        if not self.adaptive:
+            return reconstruction_loss.new_ones(())
+        # half precision would lose the gradients of means
+        pair = (reconstruction_loss * values**0.5, generator_loss * values**0.5)
+        lengths = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm() for loss in pair]
+        return torch.nan_to_num(lengths[0] / lengths[1].clamp(min=1e-12), nan=0.0).clamp(max=self.max_scale).detach()
+
+    def discriminator_loss(self, x: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        x = x.detach().requires_grad_(self.gradient_penalty > 0)
+        real, fake = self.discriminator(x), self.discriminator(reconstruction.detach())
+        loss = 0.5 * (self.real_loss(real).mean() + self.fake_loss(fake).mean())
+        right = (real > 0).float().mean() + (fake < 0).float().mean()
+        logs = {"d_loss": loss.detach(), "logits_real": real.detach().mean(), "logits_fake": fake.detach().mean(), "d_accuracy": right / 2}
+        if self.gradient_penalty:
+            (gradient,) = torch.autograd.grad(real.mean((1, 2, 3)).sum(), x, create_graph=True)
+            penalty = gradient.square().flatten(1).sum(1).mean()
+            loss, logs["r1"] = loss + self.gradient_penalty / 2 * penalty, penalty.detach()
+        return loss, logs

@@ -1,0 +1,49 @@
+"""Steps whose gradients are not finite."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+
+class SkipNonFinite(L.Callback):
+    """Leaves out optimizer steps with a gradient that is not finite, counts them, and ends the run after `limit` in a row.
+
+    Skipping happens inside the fused optimizer, as with torch.amp.GradScaler: nothing waits for the GPU.  The weights stay good, so
+    the checkpoint that ends the run is, too.  At 16-mixed precision the scaler skips; its steps are counted as well.
+    """
+
+    def __init__(self, limit: int = 20) -> None:
+        if limit < 1:
+            raise ValueError(f"SkipNonFinite's limit is {limit}; allowed is 1 or more")
+        self.limit = limit
+        self._counts: Tensor | None = None  # skipped in all, skipped in a row
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        bad = ~torch.stack(torch._foreach_norm(gradients)).sum().isfinite()
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        counts = torch.zeros(2, dtype=torch.int64, device=bad.device) if self._counts is None else self._counts.to(bad.device)
+        self._counts = torch.stack([counts[0] + bad, (counts[1] + 1) * bad])
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._counts is None or trainer.global_step % min(self.limit, trainer.log_every_n_steps):  # type: ignore[attr-defined]
+            return
+        skipped, in_a_row = self._counts.tolist()
+        pl_module.log("train/skipped_steps", float(skipped), batch_size=1)
+        if in_a_row >= self.limit:
+            raise ValueError(
+                f"{in_a_row} steps in a row up to step {trainer.global_step} had gradients that are not finite and were skipped: "
+                "lower the learning rate, or use precision 32-true or bf16-mixed"
+            )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._counts is not None and self._counts[0]:
+            print(f"{int(self._counts[0])} steps had gradients that are not finite and were skipped")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": None if self._counts is None else self._counts.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._counts = None if state_dict["counts"] is None else torch.tensor(state_dict["counts"])

@@ -1,0 +1,58 @@
+"""Distances between two sets of feature vectors."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from torchmetrics.image.kid import poly_mmd
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean (D,) and covariance (D,D) of the features of n images, float64, and how they were made."""
+
+    mean: Tensor
+    covariance: Tensor
+    n: int
+    made: dict[str, str | int]  # features, resize, rounding, size, ...
+
+    @classmethod
+    def of(cls, features: Tensor, **made: str | int) -> "Statistics":
+        """features (N,D), N >= 2."""
+        if len(features) < 2:
+            raise ValueError(f"a distance between sets of images needs at least 2 of each, {len(features)} were given")
+        features = features.double()
+        return cls(features.mean(0), features.T.cov(), len(features), made)
+
+    def save(self, path: str | Path) -> None:
+        facts = {key: json.dumps(value) for key, value in asdict(self).items() if key in ("n", "made")}
+        safetensors.torch.save_file({"mean": self.mean, "covariance": self.covariance.contiguous()}, path, facts)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Statistics":
+        with safetensors.safe_open(path, "pt") as file:  # type: ignore[attr-defined]
+            facts = {key: json.loads(value) for key, value in file.metadata().items()}
+            return cls(file.get_tensor("mean"), file.get_tensor("covariance"), **facts)
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> Tensor:
+    """() |mu_a - mu_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) (arXiv:1706.08500), by symmetric eigenvalues in float64."""
+    if different := [key for key in a.made.keys() & b.made.keys() if a.made[key] != b.made[key]]:
+        key = different[0]
+        raise ValueError(f"two sets of features made with {key} {a.made[key]!r} and {b.made[key]!r} cannot be compared: make them alike")
+    values, vectors = torch.linalg.eigh(a.covariance)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    return (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> Tensor:
+    """() KID (arXiv:1801.01401): unbiased squared MMD with the kernel (x.y/D + 1)^3 of features (N,D) and (M,D); can be below 0.
+
+    Over all pairs at once, not averaged over random subsets.
+    """
+    count = min(len(a), len(b))  # torchmetrics' estimator takes sets of one size
+    return poly_mmd(a[:count].double(), b[:count].double())
