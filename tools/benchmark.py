@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldm.autoencoder.adversary import PatchDiscriminator, PatchGAN
 from ldm.autoencoder.bottleneck import KL
 from ldm.autoencoder.conv import ConvAutoencoder
+from ldm.autoencoder.perceptual import Lite0
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.samplers import Ancestral
 from ldm.diffusion.schedule import LDMSchedule
@@ -70,11 +73,14 @@ class Cases:
         self.unet = {"channels": 32 if args.quick else 96, "multipliers": multipliers, "num_blocks": 1, "attention_levels": (1,)}
         self.coder = {"channels": 32, "multipliers": (1, 2)} if args.quick else {"channels": 64, "multipliers": (1, 2, 4)}
         side, batch, lanes, images, pixels, self.steps = (8, 2, 2, 1, 16, 2) if args.quick else (16, 32, 8, 4, 64, 10)
+        self.images = images
+        self.kl_f8 = {"channels": 32 if args.quick else 128, "multipliers": (1, 2, 4, 4), "num_blocks": 1 if args.quick else 2}
         shapes = (batch, 4, side, side), (lanes, 4, side, side), (lanes, 4, 2 * side, 2 * side), (images, 3, pixels, pixels)
         x, self.prior, wide, image = (torch.randn(shape, device=self.device) for shape in shapes)
         self.pairs = {
             "unet train": (lambda: self.our_unet(x), lambda: self.their_unet(x)),
             "autoencoder train": (lambda: self.our_autoencoder(image), lambda: self.their_autoencoder(image)),
+            **{f"kl-f8, all losses, {side} px": (partial(self.our_kl_f8, side), partial(self.their_kl_f8, side)) for side in args.sides},
             "sampling": (self.our_sampling, self.their_sampling),
             "our stem, patch 2 / 1": (lambda: self.our_unet(wide, patch=2), lambda: self.our_unet(wide)),
         }
@@ -134,6 +140,41 @@ class Cases:
             return F.mse_loss(coder.decode(posterior.sample()).sample.float(), x) + 1e-6 * posterior.kl().mean()
 
         return self.part(coder, self.compiled(loss))
+
+    def stage_1(self, coder: nn.Module, last_layer: Tensor, x: Tensor, run: Callable[[], tuple[Tensor, Tensor]]) -> Part:
+        """A training step with L1, KL, perceptual and adaptive adversarial loss, the same code for both autoencoders."""
+        perceptual, adversary = Lite0().to(self.device), PatchGAN(PatchDiscriminator()).to(self.device)
+        body = self.compiled(run)
+
+        def loss() -> Tensor:
+            reconstruction, penalty = body()
+            with torch.autocast(self.device.type, enabled=False):
+                reconstruction = reconstruction.float()
+                error = F.l1_loss(reconstruction, x) + perceptual(x, reconstruction).mean()
+                fooled = adversary.generator_loss(reconstruction)
+                scale = adversary.scale(error, fooled, last_layer, x.numel())
+                return error + penalty + adversary.weight * scale * fooled + adversary.discriminator_loss(x, reconstruction)[0]
+
+        return self.part(nn.ModuleList([coder, adversary]), loss)
+
+    def our_kl_f8(self, side: int) -> Part:
+        x, coder = self.pictures(side), ConvAutoencoder(KL(), **self.kl_f8).to(self.device)
+        return self.stage_1(coder, coder.last_layer, x, lambda: ((out := coder(x)).x, out.latent.penalty.mean()))
+
+    def their_kl_f8(self, side: int) -> Part:
+        x, widths = self.pictures(side), [self.kl_f8["channels"] * m for m in self.kl_f8["multipliers"]]
+        down, up = ["DownEncoderBlock2D"] * len(widths), ["UpDecoderBlock2D"] * len(widths)
+        sizes = {"block_out_channels": widths, "layers_per_block": self.kl_f8["num_blocks"], "latent_channels": 4}
+        coder = AutoencoderKL(down_block_types=down, up_block_types=up, **sizes).to(self.device)
+
+        def run() -> tuple[Tensor, Tensor]:
+            posterior = coder.encode(x).latent_dist
+            return coder.decode(posterior.sample()).sample, 1e-6 * posterior.kl().mean() / x[0].numel()
+
+        return self.stage_1(coder, coder.decoder.conv_out.weight, x, run)
+
+    def pictures(self, side: int) -> Tensor:
+        return torch.randn(self.images, 3, side, side, device=self.device).tanh()
 
     def our_sampling(self) -> Part:
         unet, schedule = UNet(4, **self.unet, head_channels=HEAD), LDMSchedule()
@@ -283,13 +324,15 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="bf16: autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile both sides")
     parser.add_argument("--pairs", type=int, default=7, help="rounds of two pairs each")
+    parser.add_argument("--sides", type=int, nargs="+", help="px of the KL-f8 case with all losses; 64 by default, 16 with --quick")
     parser.add_argument("--threads", type=int, help="of the CPU; PyTorch's choice, 1 with --quick")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and 2 pairs: a test of this tool, not a measurement")
-    parser.add_argument("--only", help="part of the name of the cases to run: unet, autoencoder, sampling, stem")
+    parser.add_argument("--only", help="part of the name of the cases to run: unet, autoencoder, kl-f8, sampling, stem")
     parser.add_argument("--json", type=Path, help="write all figures here (seconds, bytes, FLOP)")
     args = parser.parse_args()
     if args.quick:
         args.pairs, args.threads = 2, args.threads or 1
+    args.sides = args.sides or ([16] if args.quick else [64])
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)

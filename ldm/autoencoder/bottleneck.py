@@ -125,6 +125,10 @@ class VQ(Discrete):
         return F.normalize(moments.float(), dim=1) if self.normalise else moments.float()
 
     def codes(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):  # half precision finds other codes
+            return self._nearest(z)
+
+    def _nearest(self, z: Tensor) -> Tensor:
         rows = z.float().movedim(1, -1).flatten(0, -2)
         offset = self.values.square().sum(1)
         found = [torch.addmm(offset, part, self.values.T, alpha=-2).argmin(1) for part in rows.split(2**16)]
@@ -133,7 +137,6 @@ class VQ(Discrete):
     def snap(self, z: Tensor) -> Tensor:
         return F.embedding(self.codes(z), self.values).movedim(-1, 1).contiguous().to(z)
 
-    @torch.autocast("cuda", enabled=False)
     def forward(self, moments: Tensor, noise: Noise, values: int) -> Latent:
         z = self.place(moments)
         indices = self.codes(z.detach())
@@ -167,6 +170,8 @@ class VQ(Discrete):
 
 class FSQ(Discrete):
     """Each channel rounded to one of levels[c] values in [-1, 1]: no codebook, no penalty (arXiv:2309.15505)."""
+
+    levels: Tensor  # (C,1,1)
 
     def __init__(self, levels: Sequence[int] = (8, 8, 8, 5, 5, 5)) -> None:
         super().__init__()

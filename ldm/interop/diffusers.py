@@ -1,0 +1,105 @@
+"""Autoencoders of diffusers (AutoencoderKL, VQModel) as ours, weight for weight."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ldm.autoencoder.bottleneck import KL, VQ
+from ldm.autoencoder.conv import ConvAutoencoder
+from ldm.interfaces import Bottleneck
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+NAMES = {
+    "first.norm": "norm1", "first.conv": "conv1", "second.norm": "norm2", "second.conv": "conv2", "skip": "conv_shortcut",
+    "norm": "group_norm", "out": "to_out.0", "conv": "conv",
+}  # fmt: skip
+OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # before diffusers 0.15
+
+
+def load_autoencoder(folder: str | Path) -> ConvAutoencoder:
+    """From a folder with config.json and diffusion_pytorch_model.safetensors."""
+    folder = Path(folder)
+    for name in ("config.json", WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{str(folder)!r} is not an autoencoder of diffusers: it has no {name}")
+    config, theirs = json.loads((folder / "config.json").read_text()), safetensors.torch.load_file(folder / WEIGHTS)
+    model = build(config)
+    attended = attention_levels(config)
+    for old, new in OLD_NAMES.items():
+        theirs = {name.replace(old, new): tensor for name, tensor in theirs.items()}
+    renamed = dict(renaming(len(config["block_out_channels"]), config["layers_per_block"], attended))
+    state = {}
+    for name, ours in model.state_dict().items():
+        state[name] = find(name, renamed, theirs).reshape(ours.shape) if not name.startswith("bottleneck.") else ours
+    if "quantize.embedding.weight" in theirs:
+        state["bottleneck.values"] = theirs["quantize.embedding.weight"]
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def attention_levels(config: dict[str, Any]) -> list[int]:
+    return [level for level, name in enumerate(config["down_block_types"]) if name.startswith("Attn")]
+
+
+def build(config: dict[str, Any]) -> ConvAutoencoder:
+    """Ours of the same shape as theirs with this config.json."""
+    known = {"act_fn": "silu", "norm_num_groups": 32, "mid_block_add_attention": True}
+    for name, value in known.items():
+        if config.get(name, value) != value:
+            raise ValueError(f"this autoencoder has {name} = {config[name]!r}; only {value!r} can be imported")
+    widths, latent = config["block_out_channels"], config["latent_channels"]
+    if any(width % widths[0] for width in widths):
+        raise ValueError(f"this autoencoder's widths are {widths}; only multiples of the first can be imported")
+    bottleneck: Bottleneck
+    if config["_class_name"] == "AutoencoderKL":
+        bottleneck = KL(latent)
+    elif config["_class_name"] == "VQModel" and config.get("vq_embed_dim") in (None, latent):
+        bottleneck = VQ(latent, config["num_vq_embeddings"])
+    else:
+        kind = config["_class_name"]
+        raise ValueError(f"a {kind} of this kind cannot be imported; AutoencoderKL and VQModel (vq_embed_dim = latent_channels) can")
+    multipliers, convs = [width // widths[0] for width in widths], config.get("use_quant_conv", True)
+    arguments = {"image_channels": config["in_channels"], "quant_conv": convs}
+    return ConvAutoencoder(bottleneck, widths[0], multipliers, config["layers_per_block"], attention_levels(config), **arguments)
+
+
+def renaming(levels: int, num_blocks: int, attended: list[int]) -> Iterator[tuple[str, str]]:
+    """(our module, their module), for all that are not named alike."""
+    for side, stem, order in (("encoder", "down", range(levels)), ("decoder", "up", reversed(range(levels)))):
+        yield f"{side}.stem", f"{side}.conv_in"
+        yield f"{side}.head.norm", f"{side}.conv_norm_out"
+        yield f"{side}.head.conv", f"{side}.conv_out"
+        position = 0 if side == "encoder" else 1  # the decoder begins with the middle
+        for block, level in enumerate(order):
+            for layer in range(num_blocks + (side == "decoder")):
+                kinds = ["resnets", "attentions"] if level in attended else ["resnets"]
+                for kind in kinds:
+                    yield f"{side}.layers.{position}", f"{side}.{stem}_blocks.{block}.{kind}.{layer}"
+                    position += 1
+            if block < levels - 1:
+                yield f"{side}.layers.{position}", f"{side}.{stem}_blocks.{block}.{stem}samplers.0"
+                position += 1
+        middle = position if side == "encoder" else 0
+        for place, name in enumerate(("resnets.0", "attentions.0", "resnets.1")):
+            yield f"{side}.layers.{middle}.{place}", f"{side}.mid_block.{name}"
+
+
+def find(name: str, renamed: dict[str, str], theirs: dict[str, Tensor]) -> Tensor:
+    """The tensor that is called `name` here."""
+    module, kind = name.rsplit(".", 1)
+    ours = max((key for key in renamed if f"{module}.".startswith(f"{key}.")), key=len, default=None)
+    if ours is None:
+        wanted = [name]  # quant_conv, post_quant_conv
+    elif ours == module:
+        wanted = [f"{renamed[ours]}.{kind}"]
+    else:
+        part = module.removeprefix(f"{ours}.")
+        wanted = [f"{renamed[ours]}.{n}.{kind}" for n in (("to_q", "to_k", "to_v") if part == "qkv" else (NAMES[part],))]
+    if missing := [key for key in wanted if key not in theirs]:
+        raise ValueError(f"the weights have no {missing[0]}: they do not fit their config.json")
+    return torch.cat([theirs[key] for key in wanted])
