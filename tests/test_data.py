@@ -549,6 +549,24 @@ def test_loaders_of_two_ranks_and_of_a_resumed_run() -> None:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.parametrize(("world", "batch_size"), [(2, 1), (3, 2), (4, 3)])
+def test_every_held_out_image_is_on_one_rank_once(world: int, batch_size: int) -> None:
+    wanted = [name for batch in NoiseData(4, batch_size=batch_size, val_fraction=0.3).val_dataloader() for name in batch["id"]]
+    seen, batches = [], set()
+    for rank in range(world):
+        data = NoiseData(4, batch_size=batch_size, val_fraction=0.3)
+        data.trainer = fake_trainer(world, rank)
+        epoch = list(data.val_dataloader())
+        batches.add(len(epoch))
+        seen += [name for batch in epoch for name in batch["id"]]
+    assert sorted(seen) == sorted(wanted)
+    assert len(batches) == 1, "ranks stay in step"
+    data = NoiseData(4, val_fraction=0.3)
+    data.trainer = fake_trainer(len(wanted) + 1, 0)
+    with pytest.raises(ValueError, match=f"{len(wanted)} held-out images are too few for {len(wanted) + 1} devices"):
+        data.val_dataloader()
+
+
 def test_workers_change_nothing() -> None:
     alone, workers = NoiseData(size=8, batch_size=4), NoiseData(size=8, batch_size=4, num_workers=2)
     loader = workers.train_dataloader()

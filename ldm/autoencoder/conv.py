@@ -1,6 +1,7 @@
 """The convolutional autoencoder of stage 1."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,11 @@ class ConvAutoencoder(Autoencoder):
 
     def codes(self, z: Tensor) -> Tensor:
         return self.bottleneck.codes(z)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """All but the head, so that the gradient at `last_layer` does not run through all of a compiled decoder."""
+        self.encoder.compile(*args, **options)
+        self.decoder.layers.compile(*args, **options)
 
     def after_step(self) -> None:
         self.bottleneck.after_step()

@@ -15,6 +15,7 @@ import ldm.autoencoder.bottleneck
 import ldm.autoencoder.conv
 import ldm.autoencoder.perceptual
 import ldm.callbacks.checkpoints
+import ldm.callbacks.compile
 import ldm.callbacks.ema
 import ldm.callbacks.finite
 import ldm.callbacks.show

@@ -62,7 +62,11 @@ class Keyed(Dataset):
         raise ValueError(f"none of {offset + 1} images in a row can be read, the first is {damaged}: check the folder")
 
     def __getitems__(self, keys: Sequence[Key | int]) -> Batch:
+        """Keys past the end, which keep the ranks of a validation in step, are no images; a batch of such only is empty."""
         pairs = [(key, False) if isinstance(key, int) else key for key in keys]
+        pairs = [(position, mirrored) for position, mirrored in pairs if position < len(self)]
+        if not pairs:
+            return {"id": []}
         batch: Batch = {}
         if self.cache is not None:
             batch["moments"], batch["position"] = self.cache[[int(m) for _, m in pairs], [p for p, _ in pairs]]
@@ -135,7 +139,11 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         return self._loader(self.sets[0], sampler=order)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.sets[1])
+        """Every held-out image on one rank, once; the same number of batches on each."""
+        (world, rank), count = self._ranks(), len(self.sets[1])
+        if count < world:
+            raise ValueError(f"{count} held-out images are too few for {world} devices: raise data.val_fraction")
+        return self._loader(self.sets[1], sampler=DistributedSampler(range(-(-count // world) * world), world, rank, shuffle=False))  # type: ignore[arg-type]
 
     test_dataloader = val_dataloader
 

@@ -20,12 +20,12 @@ class Statistics:
     made: dict[str, str | int]  # features, resize, rounding, size, ...
 
     @classmethod
-    def of(cls, features: Tensor, **made: str | int) -> "Statistics":
+    def of(cls, features: Tensor, made: dict[str, str | int] | None = None) -> "Statistics":
         """features (N,D), N >= 2."""
         if len(features) < 2:
             raise ValueError(f"a distance between sets of images needs at least 2 of each, {len(features)} were given")
         features = features.double()
-        return cls(features.mean(0), features.T.cov(), len(features), made)
+        return cls(features.mean(0), features.T.cov(), len(features), made or {})
 
     def save(self, path: str | Path) -> None:
         facts = {key: json.dumps(value) for key, value in asdict(self).items() if key in ("n", "made")}

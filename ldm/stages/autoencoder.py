@@ -117,6 +117,8 @@ class AutoencoderStage(L.LightningModule):
         return self.model.decode(self.model.encode(x).mode()).clamp(-1, 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if not batch["id"]:
+            return
         x = training.images_of(batch)
         z = self.model.encode(x).mode()
         reconstruction = self.model.decode(z).float().clamp(-1, 1)

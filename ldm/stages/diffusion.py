@@ -104,6 +104,8 @@ class DiffusionStage(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The objective on held-out images, always with the same noise and steps."""
+        if not batch["id"]:
+            return
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(batch_idx)
             self.log("val/loss", self._loss(batch, 0.0).mean(), prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(batch["id"]))

@@ -1,5 +1,7 @@
 """A whole latent diffusion model as one module: what stage 2 trains, a model folder stores and `predict` loads."""
 
+from typing import Any
+
 from torch import nn
 
 from ldm.diffusion.denoiser import Denoiser, Prediction
@@ -27,3 +29,7 @@ class LatentDiffusion(Buildable, nn.Module):
         self.latents = LatentSpace(autoencoder)
         self.denoiser = Denoiser(network, schedule, prediction)
         self.conditioner = conditioner
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """The part that is trained."""
+        self.denoiser.network.compile(*args, **options)
