@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo demo-emoji test test-slow lint bench
+.PHONY: help setup demo demo-emoji emoji-model test test-slow lint bench
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
@@ -16,8 +16,11 @@ help:  ## this list
 setup: .venv/.ready  ## only the virtual environment
 demo: .venv/.ready  ## the main job on digits, then samples of the carried emoji model (minutes on 2 cores)
 	$(BIN)/python tools/demo.py
-demo-emoji: .venv/.ready  ## an emoji model from scratch (15 to 20 minutes on 2 cores)
+demo-emoji: .venv/.ready  ## an emoji model from scratch (20 minutes on 2 cores)
 	$(BIN)/python tools/demo.py --emoji
+emoji-model: .venv/.ready  ## the emoji model that the package carries, anew (2 hours on 2 cores)
+	$(BIN)/python tools/demo.py --emoji full --out runs/emoji
+	$(BIN)/python tools/ship_model.py runs/emoji/diffusion/model emoji
 test: .venv/.ready  ## the test suite (minutes)
 	$(BIN)/python -m pytest
 test-slow: .venv/.ready  ## the tests that take longer

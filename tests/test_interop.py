@@ -35,7 +35,7 @@ def theirs_of(multipliers: tuple[int, ...], attended: tuple[int, ...] = (), **op
     randomise(model.eval(), scale=0.02)
     with torch.no_grad():  # outputs of the size that they have in trained models: about [-1, 1]
         for part, x in ((model.encoder, normal(1, 3, 64, 64)), (model.decoder, normal(1, options["latent_channels"], 4, 4))):
-            size = part(x).abs().max()
+            size = 2 * part(x).abs().max()
             for parameter in part.conv_out.parameters():
                 parameter /= size
     return model

@@ -4,6 +4,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -90,8 +91,11 @@ class PatchGAN(Adversary):
             return reconstruction_loss.new_ones(())
         # half precision would lose the gradients of means
         pair = (reconstruction_loss * values**0.5, generator_loss * values**0.5)
-        lengths = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm() for loss in pair]
-        return torch.nan_to_num(lengths[0] / lengths[1].clamp(min=1e-12), nan=0.0).clamp(max=self.max_scale).detach()
+        gradients = torch.stack([torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float() for loss in pair])
+        if dist.is_initialized():  # of the mean over ranks, so that all have one weight, that of the whole batch
+            dist.all_reduce(gradients)
+        wanted, found = gradients.flatten(1).norm(dim=1)
+        return torch.nan_to_num(wanted / found.clamp(min=1e-12), nan=0.0).clamp(max=self.max_scale)
 
     def discriminator_loss(self, x: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         x = x.detach().requires_grad_(self.gradient_penalty > 0)
