@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # x (B,C,h,w), sigma () -> E[z0 | x] (B,C,h,w)
 Noise = Callable[[], Tensor]  # -> standard normal (B,C,h,w), one new draw per call
-Batch = dict[str, Any]  # image uint8 (B,3,H,W) or moments (B,M,h,w); id (B,); label (B,); text list[str]
+Batch = dict[str, Any]  # image uint8 (B,3,H,W), 3 or the images' channels or moments (B,M,h,w); id (B,); label (B,); text list[str]
 
 
 class Buildable:
@@ -324,6 +324,7 @@ class TrainingData(ABC):
 
     classes: list[str]
     size: int
+    channels: int  # of the images
 
     @abstractmethod
     def cache_latents(self, moments: Callable[[Tensor], Tensor], key: str, device: torch.device) -> None:

@@ -831,3 +831,33 @@ def test_a_damaged_image_in_the_cache_is_replaced_by_its_successor_with_its_posi
     moments, positions = LatentCache(tmp_path, "key")[[0, 1, 1], [1, 3, 2]]
     assert positions == [2, 0, 2]
     assert moments.flatten().tolist() == [2.0, 4.0, 6.0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Other numbers of channels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_grey_rgb_and_rgba_images_of_one_file(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    rgba, rgb, grey = (read_image(tmp_path / "x.png", 8, channels) for channels in (4, 3, 1))
+    assert np.array_equal(rgba.permute(1, 2, 0).numpy(), pixels)
+    alpha = rgba[3:].float() / 255
+    torch.testing.assert_close(rgb.float(), rgba[:3].float() * alpha + 255 * (1 - alpha), atol=1.0, rtol=0)
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # ITU-R 601
+    torch.testing.assert_close(grey.float(), (rgb.float() * luma).sum(0, keepdim=True), atol=1.0, rtol=0)
+    for image, mode in ((rgba, "RGBA"), (rgb, "RGB"), (grey, "L")):
+        assert as_image(image).mode == mode
+        assert torch.equal(as_tensor(as_image(image)), image)
+    assert as_image(rgba.repeat(2, 1, 1)).mode == "RGB"
+    assert as_image(rgba[:2]).mode == "L"
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_folder_in_grey_or_with_alpha(tmp_path: Path, channels: Any) -> None:
+    write_images(tmp_path, ["a.png", "b.png", "c.png"])
+    data = Folder(str(tmp_path), size=4, channels=channels, batch_size=1, val_fraction=0.3)
+    assert data.channels == channels
+    assert next(iter(data.val_dataloader()))["image"].shape == (1, channels, 4, 4)
+    assert len({FolderImages(str(tmp_path), 4, c).fingerprint() for c in (1, 3, 4)}) == 3

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.interfaces import AutoencoderLoss
-from ldm.nn.pretrained import Frozen, fill, lite0, trunk
+from ldm.nn.pretrained import Frozen, as_three, fill, lite0, trunk
 
 
 class LPIPS(AutoencoderLoss):
@@ -30,7 +30,7 @@ class LPIPS(AutoencoderLoss):
         self.metric = Frozen(_Pair(metric))
 
     def forward(self, x: Tensor, reconstruction: Tensor) -> Tensor:
-        return self.metric((reconstruction, x)).flatten(1).sum(1)
+        return self.metric((as_three(reconstruction), as_three(x))).flatten(1).sum(1)
 
 
 class _Pair(nn.Module):
@@ -58,8 +58,8 @@ class Lite0(AutoencoderLoss):
 
     def forward(self, x: Tensor, reconstruction: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = self.scales(x)
-        pairs = zip(wanted, self.scales(reconstruction), strict=True)
+            wanted = self.scales(as_three(x))
+        pairs = zip(wanted, self.scales(as_three(reconstruction)), strict=True)
         distances = [(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).flatten(1).mean(1) for a, b in pairs]
         return torch.stack(distances).mean(0)
 

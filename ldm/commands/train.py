@@ -102,8 +102,10 @@ def encode(cli: CLI) -> int:
 
 def evaluate(cli: CLI, command: str) -> int:
     path = checkpoint_path(cli)
-    if path is None:
-        raise ValueError(f"`{command}` needs a checkpoint: --ckpt_path FILE, or `last` for this run's last one")
+    if path is None and cli.config.model.init_args.get("init") is None:
+        raise ValueError(
+            f"`{command}` needs a checkpoint: --ckpt_path FILE, `last` for this run's last one, or, in stage 1, --model.init MODEL"
+        )
     results = getattr(cli.trainer, command)(cli.model, cli.datamodule, ckpt_path=path)
     if cli.trainer.is_global_zero:
         target = Path(cli.trainer.default_root_dir) / f"{command}.json"

@@ -34,10 +34,11 @@ class Images(ABC):
 
     records: list[Record]
     size: int
+    channels: int = 3
 
     @abstractmethod
     def pixels(self, index: int) -> Tensor:
-        """uint8 (3, size, size); ValueError or OSError where the file cannot be read."""
+        """uint8 (channels, size, size); ValueError or OSError where the file cannot be read."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -87,8 +88,8 @@ class FolderImages(Images):
     """Any folder of images, recursively.  Label and text come from `metadata.jsonl` or `metadata.csv` (file_name, label,
     text) where there is one; otherwise the label is the name of the image's sub-folder."""
 
-    def __init__(self, path: str, size: int) -> None:
-        self.size, self.root = size, Path(path).expanduser()
+    def __init__(self, path: str, size: int, channels: int = 3) -> None:
+        self.size, self.channels, self.root = size, channels, Path(path).expanduser()
         if not self.root.is_dir():
             raise ValueError(f"data.path is {path!r}, which is not a folder: give a folder of images")
         metadata = self._metadata()
@@ -123,11 +124,11 @@ class FolderImages(Images):
         return Record(name.as_posix(), None if label in (None, "") else str(label), str(row.get("text") or ""))
 
     def pixels(self, index: int) -> Tensor:
-        return read_image(self.files[index], self.size)
+        return read_image(self.files[index], self.size, self.channels)
 
     def fingerprint(self) -> str:
         stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
-        return hashlib.sha256(f"{super().fingerprint()} {stats}".encode()).hexdigest()
+        return hashlib.sha256(f"{super().fingerprint()} {self.channels} {stats}".encode()).hexdigest()
 
 
 def _json_lines(lines: Iterable[str]) -> list[dict[str, str]]:

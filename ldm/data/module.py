@@ -4,7 +4,7 @@ import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -87,7 +87,7 @@ def _as_is(batch: Any) -> Any:
 
 
 class ImageData(L.LightningDataModule, TrainingData, ABC):
-    """Images in batches of `image` uint8 (B,3,size,size) or cached `moments`, `id`, `text` and, if known, `label` (B,).
+    """Images in batches of `image` uint8 (B,C,size,size) or cached `moments`, `id`, `text` and, if known, `label` (B,).
 
     val_fraction is held out, chosen by split_seed; mirror flips half of the training images; cache: folder for latents
     (null: stage 2 encodes every batch anew); max_damaged: unreadable images to skip before giving up.
@@ -130,6 +130,10 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
     @property
     def classes(self) -> list[str]:  # type: ignore[override]
         return list(self.sets[0].names)
+
+    @property
+    def channels(self) -> int:  # type: ignore[override]
+        return self.sets[0].images.channels
 
     def setup(self, stage: str) -> None:
         self.sets  # noqa: B018  opens the source, so that a bad path is reported before anything starts
@@ -235,11 +239,11 @@ class Digits(ImageData):
 
 
 class Folder(ImageData):
-    """Any folder of images: --data.path."""
+    """Any folder of images: --data.path.  channels: 1 grey, 3 RGB on white, 4 RGBA."""
 
-    def __init__(self, path: str, size: int = 256, **options: Any) -> None:
+    def __init__(self, path: str, size: int = 256, channels: Literal[1, 3, 4] = 3, **options: Any) -> None:
         super().__init__(size, **options)
-        self.path = path
+        self.path, self.wanted_channels = path, channels
 
     def images(self) -> Images:
-        return FolderImages(self.path, self.size)
+        return FolderImages(self.path, self.size, self.wanted_channels)

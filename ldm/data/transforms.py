@@ -18,8 +18,11 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def as_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """Upright by EXIF; alpha and palette transparency composited on the background; grey, CMYK, ... converted.
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by number of channels
+
+
+def as_rgb(image: Image.Image, background: str | None = "white") -> Image.Image:
+    """Upright by EXIF; alpha and palette transparency composited on the background (None: kept, RGBA); grey, CMYK, ... converted.
 
     Values beyond 8 bits are scaled from 0..65535, floats from 0..1 (or as 16 bits where they exceed 255).
     """
@@ -29,6 +32,8 @@ def as_rgb(image: Image.Image, background: str = "white") -> Image.Image:
         small = image.mode != "I;16" and values.max() <= 255
         scale = 1 / 257 if not small else 255 if image.mode == "F" and values.max() <= 1 else 1
         image = Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
+    if background is None:
+        return image.convert("RGBA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
@@ -41,19 +46,21 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
 
 
 def as_tensor(image: Image.Image) -> Tensor:
-    """RGB image -> uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    """Grey, RGB or RGBA image -> uint8 (C, H, W)."""
+    return torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1).contiguous()
 
 
 def as_image(pixels: Tensor) -> Image.Image:
-    """uint8 (3, H, W) -> RGB image."""
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+    """uint8 (C, H, W) -> grey, RGB or RGBA image; of other numbers of channels the first three, or the first."""
+    shown = pixels if len(pixels) in MODES else pixels[: 3 if len(pixels) > 4 else 1]
+    return Image.fromarray(shown.permute(1, 2, 0).squeeze(2).cpu().numpy())
 
 
-def read_image(path: Path, size: int) -> Tensor:
-    """One image file as uint8 (3, size, size)."""
+def read_image(path: Path, size: int, channels: int = 3) -> Tensor:
+    """One image file as uint8 (channels, size, size): 1 grey, 3 RGB on white, 4 RGBA."""
     with Image.open(path) as image:
-        return as_tensor(fit_square(as_rgb(image), size))
+        upright = as_rgb(image, None if channels == 4 else "white")
+        return as_tensor(fit_square(upright.convert(MODES[channels]), size))
 
 
 def read_pixels(path: Path) -> Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.interfaces import Features
-from ldm.nn.pretrained import Frozen, lite0, packaged, read, standardise, trunk
+from ldm.nn.pretrained import Frozen, as_three, lite0, packaged, read, standardise, trunk
 
 
 class _Pooled(Features):
@@ -24,7 +24,7 @@ class _Pooled(Features):
     @torch.no_grad()
     @torch.autocast("cuda", enabled=False)
     def forward(self, images: Tensor) -> Tensor:
-        x = F.interpolate(images.float(), (self.resize, self.resize), mode="bilinear", antialias=True, align_corners=False)
+        x = F.interpolate(as_three(images).float(), (self.resize, self.resize), mode="bilinear", antialias=True, align_corners=False)
         return self.network(self.prepare(x / 127.5 - 1)).mean((2, 3))
 
 
@@ -75,4 +75,4 @@ class Inception(Features):
     @torch.no_grad()
     @torch.autocast("cuda", enabled=False)
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)[0]
+        return self.network(as_three(images))[0]

@@ -26,6 +26,11 @@ class Frozen(nn.Module):
         return self._held[0](x)
 
 
+def as_three(x: Tensor) -> Tensor:
+    """Images of any number of channels for networks that see RGB: grey three times, of others the first three."""
+    return x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)
+
+
 def standardise(x: Tensor, mean: tuple[float, ...] = IMAGENET[0], std: tuple[float, ...] = IMAGENET[1]) -> Tensor:
     """x (B,3,H,W) in [-1, 1] -> mean 0, standard deviation 1 over ImageNet."""
     centre, spread = ((torch.tensor(values, device=x.device) * 2).view(3, 1, 1) for values in (mean, std))

@@ -52,6 +52,13 @@ class AutoencoderStage(L.LightningModule):
         self.metrics, self.latents = nn.ModuleList(metrics), LatentMoments(autoencoder.channels)
         self.usage = CodeUsage(autoencoder.num_codes) if autoencoder.num_codes else None
 
+    def setup(self, stage: str) -> None:
+        made, wanted = training.training_data(self).channels, self.model.image_channels
+        if made != wanted:
+            raise ValueError(
+                f"the images have {made} channels, the autoencoder takes {wanted}: set model.autoencoder.image_channels to {made}"
+            )
+
     def on_fit_start(self) -> None:
         unsynced = any(type(module) is nn.BatchNorm2d for module in self.modules())
         if self.trainer.world_size > 1 and unsynced:
