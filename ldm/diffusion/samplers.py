@@ -1,13 +1,36 @@
-"""Samplers: one frozen dataclass each, a loop over D(x, sigma) in x = z0 + sigma * eps.  A new one touches only this file."""
+"""Samplers: one frozen dataclass each, a loop over D(x, sigma) in x = z0 + sigma * eps.  A new one touches only this file.
 
-from collections.abc import Iterator
+In these coordinates the probability-flow ODE is dx/dsigma = eps(x, sigma) = (x - D) / sigma, and in lambda = -log sigma it is
+d(x/sigma)/dlambda = D / sigma: DDIM is Euler's method in either.  The last noise level may be 0; nothing is evaluated there.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ldm.interfaces import Denoise, Noise, Sampler
+
+
+def ancestral_split(s: float, s_next: float, eta: float) -> tuple[float, float]:
+    """(down, up): step to noise level `down`, then add `up` of new noise (Eq. 16, arXiv:2010.02502); eta 0 adds none."""
+    up = eta * s_next * math.sqrt(max(0.0, 1 - (s_next / s) ** 2))
+    return math.sqrt(max(0.0, s_next**2 - up**2)), up
+
+
+def require_eta(eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta}; allowed is 0 (no new noise) to 1")
+
+
+def levels(sigmas: Tensor) -> Iterator[tuple[float, float]]:
+    """Pairs of successive noise levels."""
+    return pairwise(sigmas.double().tolist())
 
 
 @dataclass(frozen=True)
@@ -17,46 +40,279 @@ class Ancestral(Sampler):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta is {self.eta}; allowed is 0 (DDIM) to 1 (DDPM)")
+        require_eta(self.eta)
 
     def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
-        for s, s_next in pairwise(sigmas):
-            z0 = denoise(x, s)
-            up = self.eta * s_next * (1 - (s_next / s) ** 2).sqrt()
-            down = (s_next**2 - up**2).sqrt()
-            x = torch.lerp(z0, x, float(down / s))
+        for i, (s, s_next) in enumerate(levels(sigmas)):
+            down, up = ancestral_split(s, s_next, self.eta)
+            x = torch.lerp(denoise(x, sigmas[i]), x, down / s)
             if up > 0:
-                x = x + float(up) * noise()
+                x = x + up * noise()
             yield x
 
 
 @dataclass(frozen=True)
-class Heun(Sampler):
-    """Second-order Heun on dx/dsigma = (x - D) / sigma (Algorithm 1, arXiv:2206.00364).  Two calls per step, one in the last."""
+class LCM(Sampler):
+    """Multistep consistency sampling (Algorithm 1, arXiv:2303.01469): denoise wholly, noise again.  For distilled models."""
 
     def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
-        for s, s_next in pairwise(sigmas):
-            step = float(s_next - s)
-            slope = (x - denoise(x, s)) / float(s)
-            end = x + step * slope
+        for i, (_, s_next) in enumerate(levels(sigmas)):
+            x = denoise(x, sigmas[i])
             if s_next > 0:
-                slope = (slope + (end - denoise(end, s_next)) / float(s_next)) / 2
-            x = x + step * slope
+                x = x + s_next * noise()
+            yield x
+
+
+@dataclass(frozen=True)
+class Churned(Sampler):
+    """Solvers that may add noise before a step (Algorithm 2, arXiv:2206.00364): `churn` is S_churn, between levels low and high."""
+
+    churn: float = 0.0
+    low: float = 0.0
+    high: float = math.inf
+    noise_scale: float = 1.0
+
+    @abstractmethod
+    def step(self, denoise: Denoise, x: Tensor, s: float, s_next: float) -> Tensor: ...
+
+    def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
+        gamma = min(self.churn / (len(sigmas) - 1), math.sqrt(2) - 1)
+        for s, s_next in levels(sigmas):
+            raised = s * (1 + gamma) if self.low <= s <= self.high else s
+            if raised > s:
+                x = x + math.sqrt(raised**2 - s**2) * self.noise_scale * noise()
+            x = self.step(denoise, x, raised, s_next)
+            yield x
+
+
+@dataclass(frozen=True)
+class Euler(Churned):
+    """Euler's method on dx/dsigma; without churn it is DDIM.  One call per step."""
+
+    def step(self, denoise: Denoise, x: Tensor, s: float, s_next: float) -> Tensor:
+        return torch.lerp(denoise(x, _level(s)), x, s_next / s)
+
+
+@dataclass(frozen=True)
+class Heun(Churned):
+    """Second-order Heun on dx/dsigma (Algorithm 1, arXiv:2206.00364).  Two calls per step, one in the last."""
+
+    def step(self, denoise: Denoise, x: Tensor, s: float, s_next: float) -> Tensor:
+        slope = (x - denoise(x, _level(s))) / s
+        end = x + (s_next - s) * slope
+        if s_next > 0:
+            slope = (slope + (end - denoise(end, _level(s_next))) / s_next) / 2
+        return x + (s_next - s) * slope
+
+
+def _level(s: float) -> Tensor:
+    return torch.tensor(s, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class DPMSolverPP2S(Sampler):
+    """DPM-Solver++(2S), the midpoint method in lambda (Algorithm 1, arXiv:2211.01095); eta > 0: its SDE form, with new noise in both
+    halves of a step.  Two calls per step, one in the last."""
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_eta(self.eta)
+
+    def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
+        for i, (s, s_next) in enumerate(levels(sigmas)):
+            z0 = denoise(x, sigmas[i])
+            if s_next > 0:
+                middle = math.sqrt(s * s_next)
+                down, up = ancestral_split(s, middle, self.eta)
+                half = torch.lerp(z0, x, down / s)
+                z0 = denoise(half + up * noise() if up > 0 else half, _level(middle))
+            down, up = ancestral_split(s, s_next, self.eta)
+            x = torch.lerp(z0, x, down / s)
+            if up > 0:
+                x = x + up * noise()
             yield x
 
 
 @dataclass(frozen=True)
 class DPMSolverPP2M(Sampler):
-    """DPM-Solver++(2M) (Algorithm 2, arXiv:2211.01095) in lambda = -log sigma.  One call per step."""
+    """DPM-Solver++(2M) (Algorithm 2, arXiv:2211.01095) in lambda; eta > 0: its SDE form (appendix of the same).  One call per step."""
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_eta(self.eta)
 
     def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
-        before, h_before = None, None
-        for s, s_next in pairwise(sigmas):
-            z0, h = denoise(x, s), (s / s_next).log()
+        before, h_before = x, 0.0
+        for i, (s, s_next) in enumerate(levels(sigmas)):
+            z0, h = denoise(x, sigmas[i]), _gap(s, s_next)
             estimate = z0
-            if before is not None and h_before is not None and s_next > 0:
-                estimate = torch.lerp(before, z0, float(1 + h / (2 * h_before)))
-            x = torch.lerp(estimate, x, float(s_next / s))
+            if i > 0 and s_next > 0:
+                estimate = torch.lerp(before, z0, 1 + h / (2 * h_before))
+            x = _relax(x, estimate, h, self.eta, s_next, noise)
             before, h_before = z0, h
             yield x
+
+
+@dataclass(frozen=True)
+class DPMSolverPP3M(Sampler):
+    """The third-order multistep solver of the same family: a parabola through the last three D; eta > 0: SDE.  One call per step.
+
+    The published code (also in diffusers and k-diffusion) takes half of the parabola's second derivative and so converges with order 2.
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_eta(self.eta)
+
+    def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
+        past: list[tuple[Tensor, float]] = []  # D and the step before it, newest first
+        for i, (s, s_next) in enumerate(levels(sigmas)):
+            z0, h = denoise(x, sigmas[i]), _gap(s, s_next)
+            correction = self._curvature(z0, past, h * (1 + self.eta)) if past and s_next > 0 else 0
+            x = _relax(x, z0, h, self.eta, s_next, noise) + correction
+            past = [(z0, h), *past[:1]]
+            yield x
+
+    def _curvature(self, z0: Tensor, past: list[tuple[Tensor, float]], h: float) -> Tensor:
+        """What the first and second derivative of D add; h includes the SDE's factor 1 + eta."""
+        h1 = past[0][1] * (1 + self.eta)
+        phi2 = math.expm1(-h) / h + 1
+        first = (z0 - past[0][0]) * (h / h1)
+        if len(past) == 1:
+            return phi2 * first
+        h2 = past[1][1] * (1 + self.eta)
+        older = (past[0][0] - past[1][0]) * (h / h2)
+        second = (first - older) * (h / (h1 + h2))
+        slope = first + second * (h1 / h)
+        return phi2 * slope + (1 - 2 * phi2 / h) * second
+
+
+def _gap(s: float, s_next: float) -> float:
+    """The step in lambda = -log sigma."""
+    return math.log(s / s_next) if s_next > 0 else math.inf
+
+
+def _relax(x: Tensor, z0: Tensor, h: float, eta: float, s_next: float, noise: Noise) -> Tensor:
+    """The exact solution over a step h of lambda for a constant D, with eta of the SDE's noise."""
+    x = torch.lerp(z0, x, math.exp(-h * (1 + eta)))
+    return x + s_next * math.sqrt(-math.expm1(-2 * eta * h)) * noise() if eta and s_next > 0 else x
+
+
+@dataclass(frozen=True)
+class UniPC(Sampler):
+    """UniPC-p with B(h) = e^h - 1 (arXiv:2302.04867): the D at a new point also corrects the step that led there.  One call per step."""
+
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        require_order(self.order, 3)
+
+    def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
+        past: list[tuple[float, Tensor]] = []  # lambda and D, newest first
+        start, order = x, 1
+        for i, (s, s_next) in enumerate(levels(sigmas)):
+            point = (-math.log(s), denoise(x, sigmas[i]))
+            if past:
+                x = _exponential_step(start, past[0], [*past[1:order], point], point[0])
+            past = [point, *past[: self.order - 1]]
+            start, order = x, min(self.order, len(past))
+            x = _exponential_step(x, past[0], past[1:order], -math.log(s_next)) if s_next > 0 else point[1]
+            yield x
+
+
+def _exponential_step(x: Tensor, here: tuple[float, Tensor], others: Sequence[tuple[float, Tensor]], end: float) -> Tensor:
+    """From `here` to lambda = `end`, D a polynomial through `here` and `others`; with one other point the paper's simpler weight 1/2."""
+    start, z0 = here
+    h = end - start
+    growth = math.expm1(-h)
+    x = math.exp(-h) * x - growth * z0
+    if not others:
+        return x
+    ratios = np.array([(point - start) / h for point, _ in others])
+    phi, factorial, right = growth / -h - 1, 1, []
+    for k in range(1, len(others) + 1):
+        right.append(phi * factorial / growth)
+        factorial *= k + 1
+        phi = phi / -h - 1 / factorial
+    weights = np.linalg.solve(np.vander(ratios, increasing=True).T, right) if len(others) > 1 else [0.5]
+    for weight, ratio, (_, value) in zip(weights, ratios, others, strict=True):
+        x = x - growth * float(weight / ratio) * (value - z0)
+    return x
+
+
+def require_order(order: int, most: int) -> None:
+    if not 1 <= order <= most:
+        raise ValueError(f"order is {order}; allowed is 1 to {most}")
+
+
+@dataclass(frozen=True)
+class LMS(Sampler):
+    """Adams-Bashforth on dx/dsigma: eps is a polynomial in sigma through the last `order` values.  One call per step."""
+
+    order: int = 4
+
+    def __post_init__(self) -> None:
+        require_order(self.order, 4)
+
+    def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
+        return _adams_bashforth(denoise, x, sigmas, self.order, lambda sigma: sigma)
+
+
+@dataclass(frozen=True)
+class DEIS(Sampler):
+    """As LMS, the polynomial in log sigma (the log-rho form of DEIS-AB, arXiv:2204.13902); falls to first order in the last step."""
+
+    order: int = 3
+
+    def __post_init__(self) -> None:
+        require_order(self.order, 4)
+
+    def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
+        return _adams_bashforth(denoise, x, sigmas, self.order, np.log)
+
+
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(32)
+
+
+def _adams_bashforth(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, order: int, variable: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[Tensor]:
+    past: list[tuple[float, Tensor]] = []  # sigma and eps, newest first
+    for i, (s, s_next) in enumerate(levels(sigmas)):
+        past = [(s, (x - denoise(x, sigmas[i])) / s), *past[: order - 1]]
+        if s_next == 0 and variable is np.log:
+            past = past[:1]
+        points = s_next + (s - s_next) * (NODES + 1) / 2
+        known = variable(np.array([sigma for sigma, _ in past]))
+        for j, (_, eps) in enumerate(past):
+            others = np.delete(known, j)
+            basis = np.prod((variable(points)[:, None] - others) / (known[j] - others), axis=1)
+            x = x + float(WEIGHTS @ basis * (s_next - s) / 2) * eps
+        yield x
+
+
+@dataclass(frozen=True)
+class PLMS(Sampler):
+    """Pseudo linear multistep (arXiv:2202.09778): Adams-Bashforth's weights for equal steps of t, applied to eps; Heun's first step
+    costs one call more."""
+
+    def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
+        past: list[Tensor] = []  # eps, newest first
+        table = [(1.0,), (1.5, -0.5), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24)]
+        for i, (s, s_next) in enumerate(levels(sigmas)):
+            past = [(x - denoise(x, sigmas[i])) / s, *past[:3]]
+            eps = sum((w * e for w, e in zip(table[len(past) - 1], past, strict=True)), torch.zeros(()))
+            if i == 0 and s_next > 0:
+                end = x + (s_next - s) * eps
+                eps = (eps + (end - denoise(end, sigmas[1])) / s_next) / 2
+            x = x + (s_next - s) * eps
+            yield x
+
+
+def inverted(sigmas: Tensor) -> Tensor:
+    """The noise levels of a sampling run, upwards: with them a deterministic sampler turns an image's latents into noise (DDIM inversion,
+    appendix F of arXiv:2105.05233).  The first is the lowest level above 0, at which z0 itself stands in for x."""
+    return sigmas[sigmas > 0].flip(0)
