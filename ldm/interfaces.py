@@ -6,7 +6,7 @@ Diffusion runs in x = z0 + sigma * eps, sigma being the noise level relative to 
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, NamedTuple
@@ -238,13 +238,17 @@ class NoiseSchedule(Buildable, ABC):
     def t(self, sigma: Tensor) -> Tensor:
         """Inverse of `sigma`."""
 
-    @abstractmethod
+    def scale(self, sigma: Tensor) -> Tensor:
+        """What x is multiplied by before the network sees it; by default for variance 1, given data of variance 1."""
+        return (1 + sigma**2).rsqrt()
+
     def prior(self, noise: Tensor, sigma: Tensor) -> Tensor:
-        """The state from which sampling starts at noise level sigma ()."""
+        """The state from which sampling starts at noise level sigma (): the network sees it as N(0, 1) (LDM starts there)."""
+        return noise / float(self.scale(sigma))
 
     @abstractmethod
-    def steps(self, n: int, spacing: str = "trailing") -> Tensor:
-        """(n+1,) decreasing noise levels for n steps, the last one 0."""
+    def steps(self, n: int | Sequence[float], spacing: str = "trailing") -> Tensor:
+        """(n+1,) decreasing noise levels for n steps, or for the given (fractional) steps t, the last one 0."""
 
 
 class Network(Buildable, nn.Module, ABC):
@@ -295,7 +299,19 @@ class Denoiser(nn.Module, ABC):
         """The F for which `predict` gives z0."""
 
 
+class TimeSampler(Buildable, ABC):
+    """Which steps are trained how often."""
+
+    @abstractmethod
+    def sample(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
+        """u (B,) uniform in [0, 1) -> steps t (B,)."""
+
+
 class Objective(Buildable, ABC):
+    @abstractmethod
+    def draw(self, z0: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+        """noise (B,C,h,w) and steps t (B,) for a training step."""
+
     @abstractmethod
     def loss(self, denoiser: Denoiser, z0: Tensor, noise: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """(B,) for z0, noise (B,C,h,w) and steps t (B,)."""

@@ -20,7 +20,16 @@ from ldm.diffusion.denoiser import ROWS, Denoiser
 from ldm.diffusion.guidance import CFG
 from ldm.diffusion.objective import MinSNR, Simple
 from ldm.diffusion.samplers import DEIS, LCM, LMS, PLMS, Ancestral, DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3M, Euler, Heun, UniPC
-from ldm.diffusion.schedule import CosineSchedule, DiscreteSchedule, LDMSchedule, LinearSchedule
+from ldm.diffusion.schedule import (
+    CosineSchedule,
+    FlowSchedule,
+    KarrasSchedule,
+    LDMSchedule,
+    LinearSchedule,
+    Shifted,
+    SigmoidSchedule,
+    ZeroTerminalSNR,
+)
 from ldm.interfaces import Cond, Network, NoiseSchedule, Sampler
 
 quick = settings(deadline=None, max_examples=60)
@@ -52,11 +61,46 @@ def cosine_alpha_bar(fraction: float) -> float:
     return math.cos((fraction + 0.008) / 1.008 * math.pi / 2) ** 2
 
 
-# class -> (t = 0 .. T-1, T) -> beta, in plain floats
-SCHEDULES: dict[type, Callable[[int, int], float]] = {
-    LinearSchedule: lambda t, T: 1e-4 + (0.02 - 1e-4) * t / (T - 1),
-    LDMSchedule: lambda t, T: (math.sqrt(0.0015) + (math.sqrt(0.0195) - math.sqrt(0.0015)) * t / (T - 1)) ** 2,
-    CosineSchedule: lambda t, T: min(1 - cosine_alpha_bar((t + 1) / T) / cosine_alpha_bar(t / T), 0.999),
+def sigmoid_alpha_bar(fraction: float) -> float:
+    ends = [1 / (1 + math.exp(x)) for x in (-3, 3, 6 * fraction - 3)]
+    return (ends[2] - ends[1]) / (ends[0] - ends[1])
+
+
+def ldm_beta(t: int, T: int) -> float:
+    return (math.sqrt(0.0015) + (math.sqrt(0.0195) - math.sqrt(0.0015)) * t / (T - 1)) ** 2
+
+
+def from_betas(beta: Callable[[int, int], float]) -> Callable[[int], list[float]]:
+    return lambda T: [math.sqrt(1 / a - 1) for a in alpha_bars([beta(t, T) for t in range(T)])[1:]]
+
+
+def without_the_last_of_the_signal(T: int) -> list[float]:
+    """Algorithm 1, arXiv:2305.08891, on LDM's betas."""
+    signal = [math.sqrt(a) for a in alpha_bars([ldm_beta(t, T) for t in range(T)])[1:]]
+    scaled = [(s - signal[-1]) * signal[0] / (signal[0] - signal[-1]) for s in signal]
+    return [math.sqrt(1 / s**2 - 1) for s in scaled[:-1]] + [1e4]
+
+
+class Levels(NamedTuple):
+    make: Callable[[int], NoiseSchedule]  # by its number of steps
+    sigmas: Callable[[int], list[float]]  # in plain floats
+
+
+SCHEDULES: dict[type, Levels] = {
+    LinearSchedule: Levels(LinearSchedule, from_betas(lambda t, T: 1e-4 + (0.02 - 1e-4) * t / (T - 1))),
+    LDMSchedule: Levels(LDMSchedule, from_betas(ldm_beta)),
+    CosineSchedule: Levels(
+        CosineSchedule, from_betas(lambda t, T: min(1 - cosine_alpha_bar((t + 1) / T) / cosine_alpha_bar(t / T), 0.999))
+    ),
+    SigmoidSchedule: Levels(
+        SigmoidSchedule, from_betas(lambda t, T: min(1 - sigmoid_alpha_bar((t + 1) / T) / sigmoid_alpha_bar(t / T), 0.999))
+    ),
+    FlowSchedule: Levels(FlowSchedule, lambda T: [(i + 1) / (T + 1) / (1 - (i + 1) / (T + 1)) for i in range(T)]),
+    KarrasSchedule: Levels(
+        KarrasSchedule, lambda T: [(0.002 ** (1 / 7) + i / (T - 1) * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7 for i in range(T)]
+    ),
+    Shifted: Levels(lambda T: Shifted(LDMSchedule(T), 3.0), lambda T: [3 * s for s in from_betas(ldm_beta)(T)]),
+    ZeroTerminalSNR: Levels(lambda T: ZeroTerminalSNR(LDMSchedule(T)), without_the_last_of_the_signal),
 }
 
 
@@ -64,7 +108,7 @@ def concrete(base: type) -> list[type]:
     """The instantiable subclasses of `base` that ldm itself defines."""
     found: dict[type, None] = {}
     for cls in base.__subclasses__():
-        if cls.__module__.startswith("ldm.") and not inspect.isabstract(cls) and cls is not DiscreteSchedule:
+        if cls.__module__.startswith("ldm.") and not inspect.isabstract(cls):
             found[cls] = None
         found |= dict.fromkeys(concrete(cls))
     return list(found)
@@ -83,7 +127,7 @@ each_prediction = pytest.mark.parametrize("prediction", list(ROWS))
 
 @lru_cache
 def schedule_of(cls: type, num_steps: int = 1000) -> NoiseSchedule:
-    return cls(num_steps)
+    return entry(SCHEDULES, cls).make(num_steps)
 
 
 class Function(Network):
@@ -398,12 +442,12 @@ def test_heun_in_its_own_variables() -> None:
 def closed_form(prediction: str, z0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
     """What a network of this prediction type should say, sigma (B,1,1,1)."""
     alpha, sigma_vp = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
-    return {"eps": eps, "v": alpha * eps - sigma_vp * z0, "x0": z0}[prediction]
+    return {"eps": eps, "v": alpha * eps - sigma_vp * z0, "x0": z0, "flow": eps - z0}[prediction]
 
 
 def test_rows_with_a_closed_form() -> None:
-    assert set(ROWS) == {"eps", "v", "x0"}, "enter the new prediction type in closed_form and in test_min_snr_weight"
-    with pytest.raises(ValueError, match="allowed are eps, v, x0"):
+    assert set(ROWS) == {"eps", "v", "x0", "flow"}, "enter the new prediction type in closed_form and in test_min_snr_weight"
+    with pytest.raises(ValueError, match="allowed are eps, v, x0, flow"):
         Denoiser(Function(lambda x, t, cond: x), LinearSchedule(), "score")  # type: ignore[arg-type]
 
 
@@ -447,7 +491,7 @@ def test_one_sigma_serves_the_whole_batch(prediction: str) -> None:
 
 
 def test_predictions_sample_alike() -> None:
-    """Three networks that say the same in three ways are one model to a sampler."""
+    """Networks that say the same in different ways are one model to a sampler."""
     schedule, ends = schedule_of(LinearSchedule, 50), []
 
     for prediction in ROWS:
@@ -460,8 +504,8 @@ def test_predictions_sample_alike() -> None:
         denoiser = Denoiser(Function(answer), schedule, prediction)  # type: ignore[arg-type]
         start = schedule.prior(normal(3, 2, 2, 2), schedule.sigmas[-1])
         ends.append(DPMSolverPP2M().sample(lambda x, s, d=denoiser: d.predict(x, s, Cond()), start, schedule.steps(10), no_noise))
-    close(ends[1], ends[0], 1e-9)
-    close(ends[2], ends[0], 1e-9)
+    for end in ends[1:]:
+        close(end, ends[0], 1e-9)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -478,8 +522,8 @@ def test_losses_of_the_perfect_and_of_the_zero_network(objective: Simple, predic
     target = closed_form(prediction, z0, noise, column(sigma))
     expected = target.square().mean((1, 2, 3))
     if isinstance(objective, MinSNR):
-        snr, c_out_squared = sigma**-2, {"eps": sigma**2, "v": sigma**2 / (1 + sigma**2), "x0": sigma**0}[prediction]
-        expected = expected * snr.clamp(max=objective.gamma) * c_out_squared
+        c_out = {"eps": sigma, "v": sigma / (1 + sigma**2).sqrt(), "x0": sigma**0, "flow": sigma / (1 + sigma)}[prediction]
+        expected = expected * (sigma**-2).clamp(max=objective.gamma) * c_out**2
 
     def perfect(x: Tensor, t_seen: Tensor, cond: Cond) -> Tensor:
         alpha_bar = column(1 / (1 + sigma**2))
@@ -504,9 +548,10 @@ def test_min_snr_weight(log_sigma: float, gamma: float) -> None:
     sigma = torch.tensor([math.exp(log_sigma)], dtype=torch.float64)
     snr = math.exp(-2 * log_sigma)
     expected = {"eps": min(snr, gamma) / snr, "v": min(snr, gamma) / (snr + 1), "x0": min(snr, gamma)}
+    expected["flow"] = min(snr, gamma) / (math.sqrt(snr) + 1) ** 2
     for prediction in ROWS:
         denoiser = Denoiser(Function(lambda x, t, cond: x), schedule_of(LinearSchedule), prediction)  # type: ignore[arg-type]
-        assert float(MinSNR(gamma).weight(denoiser, sigma)) == pytest.approx(expected[prediction], rel=1e-12)
+        assert float(MinSNR(gamma=gamma).weight(denoiser, sigma)) == pytest.approx(expected[prediction], rel=1e-12)
         assert float(Simple().weight(denoiser, sigma)) == 1
 
 
@@ -563,13 +608,11 @@ def test_cfg_formula(scale: float, seed: int) -> None:
 @each_schedule
 @pytest.mark.parametrize("num_steps", [2, 37, 1000])
 def test_sigmas_against_the_closed_form(cls: type, num_steps: int) -> None:
-    beta = entry(SCHEDULES, cls)
     schedule = schedule_of(cls, num_steps)
-    abar = alpha_bars([beta(t, num_steps) for t in range(num_steps)])[1:]
     assert schedule.sigmas.dtype == torch.float64
     assert schedule.sigmas.shape == (num_steps,)
-    expected = torch.tensor([1 / a - 1 for a in abar], dtype=torch.float64)
-    torch.testing.assert_close(schedule.sigmas**2, expected, rtol=1e-9, atol=0)
+    expected = torch.tensor(entry(SCHEDULES, cls).sigmas(num_steps), dtype=torch.float64)
+    torch.testing.assert_close(schedule.sigmas, expected, rtol=1e-9, atol=0)
     assert (schedule.sigmas.diff() > 0).all()
     assert schedule.sigmas[0] > 0
 
@@ -647,9 +690,9 @@ def test_steps_that_do_not_exist(cls: type, num_steps: int) -> None:
             with pytest.raises(ValueError, match=f"^{n} sampling steps .* 1 to {num_steps}$"):
                 schedule.steps(n, spacing)
     with pytest.raises(ValueError, match="allowed are trailing, leading, linspace"):
-        schedule.steps(5, "karras")
+        schedule.steps(5, "cosine")
     with pytest.raises(ValueError, match="num_steps is 0"):
-        _ = cls(0).sigmas
+        _ = entry(SCHEDULES, cls).make(0).sigmas
 
 
 @each_schedule

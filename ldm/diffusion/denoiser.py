@@ -9,18 +9,19 @@ from torch import Tensor
 from ldm import interfaces
 from ldm.interfaces import Cond, Network, NoiseSchedule
 
-Prediction = Literal["eps", "v", "x0"]
+Prediction = Literal["eps", "v", "x0", "flow"]
 
 # prediction -> sigma -> (c_skip, c_out):  z0 = c_skip * x + c_out * F
 ROWS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "eps": lambda sigma: (sigma * 0 + 1, -sigma),  # arXiv:2006.11239
     "v": lambda sigma: (1 / (1 + sigma**2), -sigma / (1 + sigma**2).sqrt()),  # arXiv:2202.00512
     "x0": lambda sigma: (sigma * 0, sigma * 0 + 1),
+    "flow": lambda sigma: (1 / (1 + sigma), -sigma / (1 + sigma)),  # eps - z0 (arXiv:2209.03003); any schedule will do
 }
 
 
 class Denoiser(interfaces.Denoiser):
-    """D(x, sigma) around a network that sees x / sqrt(1 + sigma^2) and the step t(sigma)."""
+    """D(x, sigma) around a network that sees schedule.scale(sigma) * x and the step t(sigma)."""
 
     def __init__(self, network: Network, schedule: NoiseSchedule, prediction: Prediction = "eps") -> None:
         super().__init__()
@@ -33,7 +34,7 @@ class Denoiser(interfaces.Denoiser):
         return c_skip.to(x), c_out.to(x)
 
     def raw(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        scale = (1 + sigma.double() ** 2).rsqrt().view(-1, *[1] * (x.ndim - 1)).to(x)
+        scale = self.schedule.scale(sigma.double()).view(-1, *[1] * (x.ndim - 1)).to(x)
         t = self.schedule.t(sigma).to(x.device, torch.promote_types(x.dtype, torch.float32)).expand(x.shape[0])
         return self.network(x * scale, t, cond).to(x.dtype)
 
@@ -44,6 +45,10 @@ class Denoiser(interfaces.Denoiser):
     def target(self, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:
         c_skip, c_out = self._coefficients(x, sigma)
         return (z0 - c_skip * x) / c_out
+
+    def score(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """grad log p(x; sigma) = (D - x) / sigma^2 (Eq. 3, arXiv:2206.00364)."""
+        return (self.predict(x, sigma, cond) - x) / sigma.view(-1, *[1] * (x.ndim - 1)).to(x) ** 2
 
     def output_weight(self, sigma: Tensor) -> Tensor:
         """c_out^2: turns a weight on the error of z0 into one on the error of F."""

@@ -1,28 +1,82 @@
 """Guidance: how a conditional and an unconditional prediction become the D that a sampler sees."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm.interfaces import Cond, Denoise, Guidance
 
+Predict = Callable[[Tensor, Tensor, Cond], Tensor]
+
 
 @dataclass(frozen=True)
-class CFG(Guidance):
-    """Classifier-free guidance, null + scale * (cond - null) (arXiv:2207.12598): 1 is the conditional model, 0 the null one."""
+class Pairwise(Guidance):
+    """Guidance that mixes both predictions, made in one call of twice the batch; where only one counts, only that one is made.
+
+    scale: 1 is the conditional model, 0 the null one.  Outside the noise levels from low to high there is no guidance
+    (arXiv:2404.07724).  rescale: share by which the result's deviation per image is drawn back to the conditional one's (section 3.4,
+    arXiv:2305.08891).
+    """
 
     scale: float = 1.0
+    low: float = 0.0
+    high: float = float("inf")
+    rescale: float = 0.0
 
-    def guide(self, predict: Callable[[Tensor, Tensor, Cond], Tensor], cond: Cond, null: Cond) -> Denoise:
-        if self.scale in (0, 1):
-            only = cond if self.scale == 1 else null
-            return lambda x, sigma: predict(x, sigma, only)
-        both = cond.stack(null)
+    @abstractmethod
+    def start(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """(conditional, null) -> guided, each (B,C,h,w); made anew for every batch, as it may remember the steps before."""
+
+    def guide(self, predict: Predict, cond: Cond, null: Cond) -> Denoise:
+        both, mix = cond.stack(null), self.start()
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            if self.scale == 1 or not self.low <= float(sigma) <= self.high:
+                return predict(x, sigma, cond)
+            if self.scale == 0:
+                return predict(x, sigma, null)
             conditional, unconditional = predict(torch.cat([x, x]), sigma, both).chunk(2)
-            return torch.lerp(unconditional, conditional, self.scale)
+            guided = mix(conditional, unconditional)
+            if self.rescale:
+                ratio = conditional.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+                guided = guided * torch.lerp(torch.ones_like(ratio), ratio, self.rescale)
+            return guided
 
         return denoise
+
+
+@dataclass(frozen=True)
+class CFG(Pairwise):
+    """Classifier-free guidance, null + scale * (cond - null) (arXiv:2207.12598)."""
+
+    def start(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda conditional, null: torch.lerp(null, conditional, self.scale)
+
+
+@dataclass(frozen=True)
+class APG(Pairwise):
+    """Adaptive projected guidance (Algorithm 1, arXiv:2410.02416): of cond - null the part along the prediction counts `parallel`;
+    its length is at most `radius` (0: any), and it has (negative) momentum."""
+
+    parallel: float = 0.0
+    radius: float = 0.0
+    momentum: float = -0.5
+
+    def start(self) -> Callable[[Tensor, Tensor], Tensor]:
+        kept: list[Any] = [0.0]
+
+        def mix(conditional: Tensor, null: Tensor) -> Tensor:
+            kept[0] = difference = conditional - null + self.momentum * kept[0]
+            if self.radius:
+                difference = difference * (self.radius / difference.flatten(1).norm(dim=1).clamp(min=1e-12)).clamp(max=1).view(-1, 1, 1, 1)
+            along = (difference * conditional).sum((1, 2, 3), keepdim=True) / conditional.square().sum((1, 2, 3), keepdim=True).clamp(
+                min=1e-12
+            )
+            projected = along * conditional
+            return conditional + (self.scale - 1) * (difference - projected + self.parallel * projected)
+
+        return mix

@@ -89,7 +89,7 @@ class DiffusionStage(L.LightningModule):
         posterior, model = self._posterior(batch), self.model
         mode = posterior.mode()
         z0 = model.latents.to_latents(posterior, torch.randn_like(mode))
-        noise, t = torch.randn_like(z0), torch.randint(len(model.denoiser.schedule.sigmas), (len(z0),), device=z0.device)
+        noise, t = self.objective.draw(z0, model.denoiser.schedule)
         cond: Cond = model.conditioner.encode(batch, model.latents.to_latents)
         if drop:
             keep = torch.rand(len(z0), device=z0.device) >= drop
