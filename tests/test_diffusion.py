@@ -17,9 +17,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ldm.diffusion.denoiser import ROWS, Denoiser
-from ldm.diffusion.guidance import CFG
-from ldm.diffusion.objective import MinSNR, Simple
-from ldm.diffusion.samplers import DEIS, LCM, LMS, PLMS, Ancestral, DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3M, Euler, Heun, UniPC
+from ldm.diffusion.guidance import APG, CFG
+from ldm.diffusion.objective import EDM, P2, LearnedUncertainty, LogitNormal, LogNormal, MinSNR, Simple, Uniform
+from ldm.diffusion.samplers import (
+    DEIS,
+    LCM,
+    LMS,
+    PLMS,
+    Ancestral,
+    DPMSolverPP2M,
+    DPMSolverPP2S,
+    DPMSolverPP3M,
+    Euler,
+    Heun,
+    UniPC,
+    inverted,
+)
 from ldm.diffusion.schedule import (
     CosineSchedule,
     FlowSchedule,
@@ -739,3 +752,208 @@ def test_the_network_sees_unit_variance_at_the_start(cls: type, spacing: str) ->
     start = schedule.steps(10, spacing)[0]
     denoiser.predict(schedule.prior(noise, start), start, Cond())
     close(seen[0], noise, 1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Spacings that are no levels, and lists of steps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@each_schedule
+@pytest.mark.parametrize("n", [1, 2, 7, 40])
+def test_karras_and_log_spacing(cls: type, n: int) -> None:
+    schedule = schedule_of(cls)
+    low, high = float(schedule.sigmas[0]), float(schedule.sigmas[-1])
+    fractions = [i / max(n - 1, 1) for i in range(n)]
+    karras = [(high ** (1 / 7) + f * (low ** (1 / 7) - high ** (1 / 7))) ** 7 for f in fractions]
+    even = [math.exp(math.log(high) + f * (math.log(low) - math.log(high))) for f in fractions]
+    for spacing, expected in (("karras", karras), ("log", even)):
+        sigmas = schedule.steps(n, spacing)
+        torch.testing.assert_close(sigmas, torch.tensor([*expected, 0.0], dtype=torch.float64), rtol=1e-9, atol=0)
+        assert (sigmas.diff() < 0).all()
+
+
+def test_steps_from_a_list() -> None:
+    schedule = schedule_of(LinearSchedule)
+    sigmas = schedule.steps([999, 500.5, 0])
+    assert float(sigmas[0]) == pytest.approx(float(schedule.sigmas[999]))
+    assert float(sigmas[1]) == pytest.approx(float((schedule.sigmas[500] * schedule.sigmas[501]).sqrt()))
+    assert sigmas.tolist()[2:] == [pytest.approx(float(schedule.sigmas[0])), 0.0]
+    for bad in ([], [3, 5], [5, 5], [1000, 3], [3, -1]):
+        with pytest.raises(ValueError, match="allowed are decreasing numbers from 999 to 0"):
+            schedule.steps(bad)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which steps are trained; further weights
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_time_samplers_have_their_distributions() -> None:
+    schedule, u = schedule_of(LinearSchedule), (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    assert torch.equal(Uniform().sample(u, schedule).long().bincount(), torch.full((1000,), 20))
+    t = LogitNormal(0.5, 2.0).sample(u, schedule) / 999
+    logit = torch.log(t / (1 - t))
+    assert float(logit.mean()) == pytest.approx(0.5, abs=1e-3)
+    assert float(logit.std()) == pytest.approx(2.0, abs=1e-2)
+    log_sigma = schedule.sigma(LogNormal(-0.5, 0.5).sample(u, schedule)).log()
+    assert float(log_sigma.mean()) == pytest.approx(-0.5, abs=1e-3)
+    assert float(log_sigma.std()) == pytest.approx(0.5, abs=1e-2)
+
+
+def test_stratified_steps_are_spread_evenly() -> None:
+    _, t = Simple(stratified=True).draw(normal(100, 1, 1, 1), schedule_of(LinearSchedule))
+    assert sorted((t // 10).long().tolist()) == list(range(100))
+    _, t = Simple().draw(normal(100, 1, 1, 1), schedule_of(LinearSchedule))
+    assert sorted((t // 10).long().tolist()) != list(range(100))
+
+
+def test_offset_noise_is_constant_over_an_image() -> None:
+    torch.manual_seed(0)
+    noise, _ = Simple(offset=0.5).draw(torch.zeros(4000, 2, 8, 8), schedule_of(LinearSchedule))
+    assert float(noise.mean((2, 3)).var()) == pytest.approx(0.25 + 1 / 64, rel=0.05)
+    assert float((noise - noise.mean((2, 3), keepdim=True)).var()) == pytest.approx(1 - 1 / 64, rel=0.05)
+
+
+@quick
+@given(log_sigma=st.floats(-6, 6), gamma=st.floats(0, 3), k=st.floats(0.1, 3))
+def test_p2_and_edm_weights(log_sigma: float, gamma: float, k: float) -> None:
+    sigma = torch.tensor([math.exp(log_sigma)], dtype=torch.float64)
+    snr = math.exp(-2 * log_sigma)
+    for prediction in ROWS:
+        denoiser = Denoiser(Function(lambda x, t, cond: x), schedule_of(LinearSchedule), prediction)  # type: ignore[arg-type]
+        on_z0 = float(denoiser.output_weight(sigma))
+        assert float(P2(gamma=gamma, k=k).weight(denoiser, sigma)) == pytest.approx(snr / (k + snr) ** gamma * on_z0, rel=1e-9)
+        assert float(EDM().weight(denoiser, sigma)) == pytest.approx((1 + snr) * on_z0, rel=1e-9)
+    velocity = Denoiser(Function(lambda x, t, cond: x), schedule_of(LinearSchedule), "v")
+    assert float(EDM().weight(velocity, sigma)) == pytest.approx(1, rel=1e-9), "EDM is v-prediction with log-normal sigmas"
+
+
+def test_pseudo_huber_is_square_below_and_linear_above() -> None:
+    schedule, z0 = schedule_of(LinearSchedule), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    for error, expected in ((1e-4, 1e-8), (100.0, 2 * 0.1 * (100 - 0.1))):
+        denoiser = Denoiser(Function(lambda x, t, cond, e=error: x * 0 + e), schedule, "x0")
+        loss = Simple(huber=0.1).loss(denoiser, z0, z0, torch.tensor([500]), Cond())
+        assert float(loss) == pytest.approx(expected, rel=1e-2)
+
+
+def test_learned_uncertainty_finds_the_logarithm_of_the_loss() -> None:
+    """loss / exp(u) + u is least for u = log loss."""
+    schedule, scale = schedule_of(LinearSchedule), {100: 0.5, 800: 3.0}
+    denoiser = Denoiser(Function(lambda x, t, cond: column(torch.tensor([scale[int(s)] for s in t])).expand_as(x).to(x)), schedule, "x0")
+    objective = LearnedUncertainty(Simple())
+    optimizer = torch.optim.Adam(objective.parameters(), lr=0.02)
+    t, z0 = torch.tensor([100, 800]), torch.zeros(2, 1, 1, 1)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        objective.loss(denoiser, z0, z0, t, Cond()).sum().backward()
+        optimizer.step()
+    least = [1 + math.log(s**2) for s in scale.values()]
+    close(objective.loss(denoiser, z0, z0, t, Cond()).double(), torch.tensor(least, dtype=torch.float64), 1e-2)
+    close(
+        objective.eval().loss(denoiser, z0, z0, t, Cond()).double(), torch.tensor([s**2 for s in scale.values()], dtype=torch.float64), 1e-6
+    )
+
+
+def test_the_score_is_the_gradient_of_the_log_density() -> None:
+    x, sigma = MU + normal(5, 3, 1, 1), torch.tensor(0.7, dtype=torch.float64)
+    schedule = schedule_of(LinearSchedule)
+
+    def network(x_seen: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return oracle(x_seen * (1 + sigma**2).sqrt(), sigma)
+
+    denoiser = Denoiser(Function(network), schedule, "x0")
+    close(denoiser.score(x, sigma, Cond()), -(x - MU) / (C**2 + sigma**2), 1e-10)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Guidance: interval, rescale, projection
+# ---------------------------------------------------------------------------------------------------------------------
+
+ASKED, NOTHING = Cond(vector=normal(3, 2, seed=5)), Cond(vector=normal(3, 2, seed=6))
+
+
+def test_guidance_interval() -> None:
+    x, rows = normal(3, 2, 2, 2), []
+
+    def predict(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        rows.append(len(x))
+        return conditional(x, sigma, cond)
+
+    denoise, always = CFG(3.0, low=0.5, high=2.0).guide(predict, ASKED, NOTHING), CFG(3.0).guide(conditional, ASKED, NOTHING)
+    for level, inside in ((0.4, False), (0.5, True), (1.0, True), (2.0, True), (2.1, False)):
+        sigma = torch.tensor(level, dtype=torch.float64)
+        rows.clear()
+        close(denoise(x, sigma), always(x, sigma) if inside else conditional(x, sigma, ASKED), 0)
+        assert rows == ([6] if inside else [3]), "outside the interval only one prediction is made"
+
+
+@quick
+@given(rescale=st.floats(0.01, 1))
+def test_rescaled_guidance_has_the_deviation_of_the_conditional_prediction(rescale: float) -> None:
+    x, sigma = normal(3, 2, 4, 4), torch.tensor(1.0, dtype=torch.float64)
+    plain, wanted = CFG(5.0).guide(conditional, ASKED, NOTHING)(x, sigma), conditional(x, sigma, ASKED)
+    result = CFG(5.0, rescale=rescale).guide(conditional, ASKED, NOTHING)(x, sigma)
+    expected = (1 - rescale) * plain.std((1, 2, 3)) + rescale * wanted.std((1, 2, 3))
+    close(result.std((1, 2, 3)), expected, 1e-12)
+
+
+def test_apg_without_its_parts_is_cfg() -> None:
+    x, sigma = normal(3, 2, 4, 4), torch.tensor(1.0, dtype=torch.float64)
+    same = APG(5.0, parallel=1.0, momentum=0.0).guide(conditional, ASKED, NOTHING)(x, sigma)
+    close(same, CFG(5.0).guide(conditional, ASKED, NOTHING)(x, sigma), 1e-12)
+
+
+def test_apg_moves_at_right_angles_to_the_prediction_and_not_too_far() -> None:
+    x, sigma, scale = normal(3, 2, 4, 4), torch.tensor(1.0, dtype=torch.float64), 5.0
+    wanted = conditional(x, sigma, ASKED)
+    moved = APG(scale, momentum=0.0, radius=0.1).guide(conditional, ASKED, NOTHING)(x, sigma) - wanted
+    close((moved * wanted).sum((1, 2, 3)), torch.zeros(3, dtype=torch.float64), 1e-12)
+    assert float(moved.flatten(1).norm(dim=1).max()) <= (scale - 1) * 0.1 * (1 + 1e-12)
+    guide = APG(scale, parallel=1.0, momentum=-0.5)
+    first, second = (guide.guide(conditional, ASKED, NOTHING) for _ in range(2))
+    close(first(x, sigma), second(x, sigma), 0)
+    difference = wanted - conditional(x, sigma, NOTHING)
+    close(first(x, sigma), wanted + (scale - 1) * 0.5 * difference, 1e-12)  # the second step: difference - difference / 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samplers with noise, and upwards
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", [Euler(churn=40), Heun(churn=40), DPMSolverPP2S(0.7), DPMSolverPP2M(1.0), DPMSolverPP3M(1.0)], ids=repr)
+def test_noisy_samplers_keep_the_marginals(sampler: Sampler) -> None:
+    n, count = 1500, 8_000  # Euler's own error stays below a standard error
+    sigmas, generator = grid(n), torch.Generator().manual_seed(1)
+
+    def noise() -> Tensor:
+        return torch.randn(count, 3, 1, 1, generator=generator, dtype=torch.float64)
+
+    start = MU + (C**2 + sigmas[0] ** 2).sqrt() * noise()
+    end = sampler.sample(oracle, start, sigmas, noise)
+    variance = (C**2 + sigmas[-1] ** 2).flatten()
+    mean_error = (end.mean(0).flatten() - MU.flatten()) / (variance / count).sqrt()
+    variance_error = (end.var(0).flatten() - variance) / (variance * math.sqrt(2 / (count - 1)))
+    assert mean_error.abs().max() < 3, mean_error
+    assert variance_error.abs().max() < 3, variance_error
+
+
+def test_lcm_denoises_wholly_and_noises_again() -> None:
+    sigmas, drawn, x = schedule_of(LDMSchedule).steps(3), [normal(2, 3, 1, 1, seed=s) for s in range(2)], normal(2, 3, 1, 1)
+    first = oracle(x, sigmas[0]) + sigmas[1] * drawn[0]
+    second = oracle(first, sigmas[1]) + sigmas[2] * drawn[1]
+    close(LCM().sample(oracle, x, sigmas, replay(drawn)), oracle(second, sigmas[2]), 1e-12)
+
+
+def test_inversion_finds_the_noise_that_makes_the_image() -> None:
+    errors = []
+    for n in (20, 40, 80, 160):
+        sigmas = schedule_of(LDMSchedule).steps(n)
+        z0 = MU + C * normal(4, 3, 1, 1, seed=8)
+        upwards = inverted(sigmas)
+        latent = Ancestral(0.0).sample(oracle, z0, upwards, no_noise)
+        close(upwards[-1], sigmas[0], 0)
+        errors.append(float((Ancestral(0.0).sample(oracle, latent, sigmas, no_noise) - z0).abs().max()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 5

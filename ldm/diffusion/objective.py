@@ -74,7 +74,7 @@ class Simple(Objective):
         x = z0 + sigma.view(-1, *[1] * (z0.ndim - 1)).to(z0) * noise
         square = (denoiser.raw(x, sigma, cond) - denoiser.target(x, z0, sigma)).float().square()
         if self.huber:
-            square = 2 * self.huber * ((square + self.huber**2).sqrt() - self.huber)
+            square = 2 * self.huber * square / ((square + self.huber**2).sqrt() + self.huber)
         error = square.flatten(1).mean(1)
         return self.weight(denoiser, sigma).to(error.dtype) * error
 

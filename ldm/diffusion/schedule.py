@@ -60,9 +60,9 @@ class DiscreteSchedule(NoiseSchedule):
         elif spacing == "linspace":
             found = self.sigmas[torch.linspace(total - 1, 0, n, dtype=torch.float64).round().long()]
         elif spacing == "karras":
-            found = torch.lerp(torch.tensor(low ** (1 / 7)).double(), torch.tensor(high ** (1 / 7)).double(), even) ** 7
+            found = (low ** (1 / 7) + even * (high ** (1 / 7) - low ** (1 / 7))) ** 7
         elif spacing == "log":
-            found = torch.lerp(torch.tensor(low).double().log(), torch.tensor(high).double().log(), even).exp()
+            found = torch.exp(math.log(low) + even * math.log(high / low))
         else:
             raise ValueError(f"spacing is {spacing!r}; allowed are trailing, leading, linspace, karras, log")
         return torch.cat([found, torch.zeros(1, dtype=torch.float64)])
