@@ -26,6 +26,7 @@ import ldm.diffusion.samplers
 import ldm.diffusion.schedule
 import ldm.metrics.features
 import ldm.metrics.reconstruction
+import ldm.nn.dit
 import ldm.nn.unet
 import ldm.stages.autoencoder  # noqa: F401
 from ldm.callbacks.checkpoints import Stopped
