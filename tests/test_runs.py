@@ -229,6 +229,27 @@ def test_every_model_config_runs_for_two_tiny_steps(path: Path, trained: Path, p
     assert main(["fit", *CSV, *QUIET, *run]) == 0
 
 
+OVERLAYS = sorted([*CONFIGS.glob("losses/*.yaml"), *CONFIGS.glob("evaluation/*.yaml")])
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: p.relative_to(CONFIGS).as_posix())
+def test_every_addition_to_stage_1_runs_for_two_tiny_steps(path: Path, random_trunk, tmp_path: Path) -> None:
+    config = yaml.safe_load(path.read_text())
+    options = config["model"]["init_args"]
+    for loss in options.get("losses", []):
+        if loss["class_path"] == "LPIPS":
+            loss["init_args"]["weights"] = str(random_trunk("vgg16"))
+        else:
+            pytest.importorskip("timm")
+    (tmp_path / "addition.yaml").write_text(yaml.safe_dump(config))
+    from_the_start = ["--model.adversary.start=0"] if "adversary" in options else []
+    logging = ["--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1"]
+    assert main(stage1(tmp_path, "-c", str(tmp_path / "addition.yaml"), *from_the_start, *logging)) == 0
+    (logged,) = tmp_path.rglob("metrics.csv")
+    assert ("train/d_loss" in logged.read_text()) == ("adversary" in options)
+    assert ("val/rFD-mnv2" in logged.read_text()) == ("metrics" in options)
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("trainer/*.yaml")), ids=lambda p: p.stem)
 def test_every_trainer_config_runs_for_two_tiny_steps(path: Path, tmp_path: Path) -> None:
     if path.stem == "gpu" and not torch.cuda.is_available():
