@@ -250,7 +250,13 @@ def test_every_addition_to_stage_1_runs_for_two_tiny_steps(path: Path, random_tr
     assert ("val/rFD-mnv2" in logged.read_text()) == ("metrics" in options)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("trainer/*.yaml")), ids=lambda p: p.stem)
+TRAINERS = [
+    pytest.param(path, marks=pytest.mark.slow if path.stem == "compile" else (), id=path.stem)
+    for path in sorted(CONFIGS.glob("trainer/*.yaml"))
+]
+
+
+@pytest.mark.parametrize("path", TRAINERS)
 def test_every_trainer_config_runs_for_two_tiny_steps(path: Path, tmp_path: Path) -> None:
     if path.stem == "gpu" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
@@ -259,6 +265,25 @@ def test_every_trainer_config_runs_for_two_tiny_steps(path: Path, tmp_path: Path
     result = ldm(*arguments[:position], "-c", str(path), *arguments[position:], "--trainer.limit_val_batches=1")
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "autoencoder" / "model" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_rgba_images_go_through_all_of_stage_1(channels: int, photos, tmp_path: Path, capsys) -> None:
+    data = [
+        "--data.path",
+        str(photos(6)),
+        "--data.size=32",
+        "--data.val_fraction=0.4",
+        f"--data.channels={channels}",
+        "--data.batch_size=2",
+    ]
+    files = ["-c", "losses/lite0.yaml", "-c", "evaluation/features.yaml"]
+    wrong = stage1(tmp_path, *files, *data, data="folder")
+    assert main(wrong) == 1
+    assert f"the images have {channels} channels, the autoencoder takes 3" in capsys.readouterr().err
+    discriminator = [f"--model.adversary.discriminator.image_channels={channels}", "--model.adversary.start=0"]
+    assert main([*wrong, *discriminator, f"--model.autoencoder.image_channels={channels}"]) == 0
+    assert list((tmp_path / "autoencoder" / "pictures").glob("*.png"))
 
 
 def make_first_stage(run: Path, channels: int) -> None:
