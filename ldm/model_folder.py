@@ -157,4 +157,4 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str | Pa
         model.load_state_dict({name: tensor for name, tensor in weights.items()})
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise ValueError(f"the weights in {path} do not fit the model that it describes: {first}") from error
+        raise ValueError(f"the weights in {path} do not fit the model: {first}") from error

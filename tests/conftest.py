@@ -78,6 +78,25 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.fixture(scope="session")
+def random_trunk(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Weights files of torchvision's classifiers, convolutions only, with random numbers in them."""
+    from torchvision import models
+
+    folder = tmp_path_factory.mktemp("weights")
+
+    def make(name: str) -> Path:
+        path = folder / f"{name}.pth"
+        if not path.is_file():
+            with torch.device("meta"):
+                shapes = {key: value.shape for key, value in getattr(models, name)().features.state_dict().items()}
+            sizes = {key: (2 / max(1, shape[1:].numel())) ** 0.5 if len(shape) > 1 else 0.1 for key, shape in shapes.items()}
+            torch.save({f"features.{key}": sizes[key] * normal(*shape, seed=i) for i, (key, shape) in enumerate(shapes.items())}, path)
+        return path
+
+    return make
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Callable[..., Path]:
     """A folder of small JPEGs in two sub-folders."""

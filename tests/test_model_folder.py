@@ -324,7 +324,7 @@ def test_missing_models(tmp_path: Path, folder: Path) -> None:
 
 def test_another_format_and_other_shapes(folder: Path) -> None:
     edit(folder, lambda config: config["model"]["init_args"].update(channels=16))
-    with pytest.raises(ValueError, match="do not fit the model that it describes"):
+    with pytest.raises(ValueError, match="do not fit the model: "):
         load(folder)
     edit(folder, lambda config: config.update(format=2))
     with pytest.raises(ValueError, match="not a model description"):

@@ -229,7 +229,34 @@ def test_every_model_config_runs_for_two_tiny_steps(path: Path, trained: Path, p
     assert main(["fit", *CSV, *QUIET, *run]) == 0
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("trainer/*.yaml")), ids=lambda p: p.stem)
+OVERLAYS = sorted([*CONFIGS.glob("losses/*.yaml"), *CONFIGS.glob("evaluation/*.yaml")])
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: p.relative_to(CONFIGS).as_posix())
+def test_every_addition_to_stage_1_runs_for_two_tiny_steps(path: Path, random_trunk, tmp_path: Path) -> None:
+    config = yaml.safe_load(path.read_text())
+    options = config["model"]["init_args"]
+    for loss in options.get("losses", []):
+        if loss["class_path"] == "LPIPS":
+            loss["init_args"]["weights"] = str(random_trunk("vgg16"))
+        else:
+            pytest.importorskip("timm")
+    (tmp_path / "addition.yaml").write_text(yaml.safe_dump(config))
+    from_the_start = ["--model.adversary.start=0"] if "adversary" in options else []
+    logging = ["--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1"]
+    assert main(stage1(tmp_path, "-c", str(tmp_path / "addition.yaml"), *from_the_start, *logging)) == 0
+    (logged,) = tmp_path.rglob("metrics.csv")
+    assert ("train/d_loss" in logged.read_text()) == ("adversary" in options)
+    assert ("val/rFD-mnv2" in logged.read_text()) == ("metrics" in options)
+
+
+TRAINERS = [
+    pytest.param(path, marks=pytest.mark.slow if path.stem == "compile" else (), id=path.stem)
+    for path in sorted(CONFIGS.glob("trainer/*.yaml"))
+]
+
+
+@pytest.mark.parametrize("path", TRAINERS)
 def test_every_trainer_config_runs_for_two_tiny_steps(path: Path, tmp_path: Path) -> None:
     if path.stem == "gpu" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
@@ -238,6 +265,25 @@ def test_every_trainer_config_runs_for_two_tiny_steps(path: Path, tmp_path: Path
     result = ldm(*arguments[:position], "-c", str(path), *arguments[position:], "--trainer.limit_val_batches=1")
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "autoencoder" / "model" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_rgba_images_go_through_all_of_stage_1(channels: int, photos, tmp_path: Path, capsys) -> None:
+    data = [
+        "--data.path",
+        str(photos(6)),
+        "--data.size=32",
+        "--data.val_fraction=0.4",
+        f"--data.channels={channels}",
+        "--data.batch_size=2",
+    ]
+    files = ["-c", "losses/lite0.yaml", "-c", "evaluation/features.yaml"]
+    wrong = stage1(tmp_path, *files, *data, data="folder")
+    assert main(wrong) == 1
+    assert f"the images have {channels} channels, the autoencoder takes 3" in capsys.readouterr().err
+    discriminator = [f"--model.adversary.discriminator.image_channels={channels}", "--model.adversary.start=0"]
+    assert main([*wrong, *discriminator, f"--model.autoencoder.image_channels={channels}"]) == 0
+    assert list((tmp_path / "autoencoder" / "pictures").glob("*.png"))
 
 
 def make_first_stage(run: Path, channels: int) -> None:

@@ -35,7 +35,7 @@ class PatchDiscriminator(Discriminator):
         for (before, after), stride in zip(pairwise(widths), [2] * (layers - 1) + [1], strict=True):
             parts += [nn.Conv2d(before, after, 4, stride, 1, bias=norm in ("group", "none")), NORMS[norm](after), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, 1, 1))
-        self.smallest = 2**layers * 2  # px, below which no patch is left
+        self.smallest = 2**layers * 3  # px, below which no patch is left
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)

@@ -95,9 +95,9 @@ def straight_through(z: Tensor, code: Tensor) -> Tensor:
 class VQ(Discrete):
     """Codes (num_codes, C) that follow the mean of the latents nearest to them (EMA, arXiv:1711.00937, appendix A.1).
 
-    commitment: beta, on the term that draws the encoder to its codes.  restart: a code used less than this share of the average is
-    moved to a random latent of the batch (arXiv:2005.00341); 0 never.  normalise: latents and codes have length 1
-    (arXiv:2110.04627).  Statistics are summed over ranks and, with accumulation, over the batches of a step.
+    commitment: beta, on the term that draws the encoder to its codes.  decay: of the average; 1 leaves the codes alone.
+    restart: a code used less than this share of the average is moved to a random latent of the batch (arXiv:2005.00341); 0 never.
+    normalise: latents and codes have length 1 (arXiv:2110.04627).  Statistics are summed over ranks and the batches of a step.
     """
 
     values: Tensor  # (K,C) the codes
@@ -109,10 +109,8 @@ class VQ(Discrete):
         normalise: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        if num_codes < 2 or not 0 <= decay < 1:
-            raise ValueError(
-                f"a codebook of {num_codes} codes with decay {decay}; allowed are 2 codes or more and a decay of 0 to less than 1"
-            )
+        if num_codes < 2 or not 0 <= decay <= 1:
+            raise ValueError(f"a codebook of {num_codes} codes with decay {decay}; allowed are 2 codes or more and a decay of 0 to 1")
         self.channels, self.moment_channels, self.num_codes = channels, channels, num_codes
         self.commitment, self.decay, self.restart, self.normalise = commitment, decay, restart, normalise
         values = torch.randn(num_codes, channels)
@@ -148,13 +146,15 @@ class VQ(Discrete):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        if not self._seen:
-            return
+        if not self._seen or self.decay == 1:
+            return self._seen.clear()
         latents, indices = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
         self._seen.clear()
+        finite = latents.isfinite().all(1, keepdim=True)  # the optimizer skips such a step, and so do the codes
         seen = torch.zeros(self.num_codes, self.channels + 1, device=latents.device)
-        seen.index_add_(0, indices, F.pad(latents, (0, 1), value=1.0))
-        stray = latents[torch.randint(len(latents), (self.num_codes,), device=latents.device)]
+        seen.index_add_(0, indices, torch.cat([latents.where(finite, 0), finite], dim=1))
+        chosen = torch.randint(len(latents), (self.num_codes,), device=latents.device)
+        stray = latents[chosen].where(finite[chosen], self.values)
         if dist.is_initialized():
             dist.all_reduce(seen)
             dist.broadcast(stray, 0)
@@ -164,7 +164,8 @@ class VQ(Discrete):
         dead = self.used < self.restart * share
         self.used.copy_(torch.where(dead, share, self.used))
         self.sums.copy_(torch.where(dead[:, None], stray * share, self.sums))
-        values = torch.where(self.used[:, None] > 0, self.sums / self.used[:, None].clamp(min=1e-12), self.values)
+        used = self.used[:, None]
+        values = torch.where(used > 1e-12, self.sums / used, self.values)
         self.values.copy_(F.normalize(values, dim=1) if self.normalise else values)
 
 

@@ -45,6 +45,8 @@ class Tiled(Autoencoder):
     def _image(self, function: Callable[[Tensor], Tensor], source: Tensor, before: int, after: int) -> Tensor:
         tile, overlap = self.tile // self.factor, self.overlap // self.factor
         height, width = (size // before for size in source.shape[2:])
+        if max(height, width) <= tile:
+            return function(source)
         total, weights = None, source.new_zeros(height * after, width * after)
         for top in starts(height, tile, overlap):
             for left in starts(width, tile, overlap):

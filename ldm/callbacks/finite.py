@@ -18,19 +18,20 @@ class SkipNonFinite(L.Callback):
         if limit < 1:
             raise ValueError(f"SkipNonFinite's limit is {limit}; allowed is 1 or more")
         self.limit = limit
-        self._counts: Tensor | None = None  # skipped in all, skipped in a row
+        self._counts: Tensor | None = None  # skipped in all, in a row up to now, most in a row
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         bad = ~torch.stack(torch._foreach_norm(gradients)).sum().isfinite()
         optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        counts = torch.zeros(2, dtype=torch.int64, device=bad.device) if self._counts is None else self._counts.to(bad.device)
-        self._counts = torch.stack([counts[0] + bad, (counts[1] + 1) * bad])
+        total, row, most = torch.zeros(3, dtype=torch.int64, device=bad.device) if self._counts is None else self._counts.to(bad.device)
+        row = (row + 1) * bad
+        self._counts = torch.stack([total + bad, row, torch.maximum(row, most)])
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._counts is None or trainer.global_step % min(self.limit, trainer.log_every_n_steps):  # type: ignore[attr-defined]
             return
-        skipped, in_a_row = self._counts.tolist()
+        skipped, _, in_a_row = self._counts.tolist()
         pl_module.log("train/skipped_steps", float(skipped), batch_size=1)
         if in_a_row >= self.limit:
             raise ValueError(

@@ -7,7 +7,6 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch import Tensor
-from torchmetrics.image.kid import poly_mmd
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Statistics:
         if len(features) < 2:
             raise ValueError(f"a distance between sets of images needs at least 2 of each, {len(features)} were given")
         features = features.double()
-        return cls(features.mean(0), features.T.cov(), len(features), made or {})
+        dim = features.shape[1]
+        return cls(features.mean(0), features.T.cov().reshape(dim, dim), len(features), made or {})
 
     def save(self, path: str | Path) -> None:
         facts = {key: json.dumps(value) for key, value in asdict(self).items() if key in ("n", "made")}
@@ -33,16 +33,20 @@ class Statistics:
 
     @classmethod
     def load(cls, path: str | Path) -> "Statistics":
-        with safetensors.safe_open(path, "pt") as file:  # type: ignore[attr-defined]
-            facts = {key: json.loads(value) for key, value in file.metadata().items()}
-            return cls(file.get_tensor("mean"), file.get_tensor("covariance"), **facts)
+        try:
+            with safetensors.safe_open(path, "pt") as file:  # type: ignore[attr-defined]
+                facts = {key: json.loads(value) for key, value in file.metadata().items()}
+                return cls(file.get_tensor("mean"), file.get_tensor("covariance"), **facts)
+        except (safetensors.SafetensorError, AttributeError, TypeError) as error:  # type: ignore[attr-defined]
+            raise ValueError(f"{path} does not hold statistics that `ldm evaluate --save` wrote") from error
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> Tensor:
     """() |mu_a - mu_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) (arXiv:1706.08500), by symmetric eigenvalues in float64."""
-    if different := [key for key in a.made.keys() & b.made.keys() if a.made[key] != b.made[key]]:
+    if different := sorted(key for key in a.made.keys() | b.made.keys() if a.made.get(key) != b.made.get(key)):
         key = different[0]
-        raise ValueError(f"two sets of features made with {key} {a.made[key]!r} and {b.made[key]!r} cannot be compared: make them alike")
+        one, other = a.made.get(key), b.made.get(key)
+        raise ValueError(f"two sets of features made with {key} {one!r} and {other!r} cannot be compared: make them alike")
     values, vectors = torch.linalg.eigh(a.covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
@@ -54,5 +58,13 @@ def kernel_distance(a: Tensor, b: Tensor) -> Tensor:
 
     Over all pairs at once, not averaged over random subsets.
     """
-    count = min(len(a), len(b))  # torchmetrics' estimator takes sets of one size
-    return poly_mmd(a[:count].double(), b[:count].double())
+    a, b = a.double(), b.double()
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def among(x: Tensor) -> Tensor:
+        values = kernel(x, x)
+        return (values.sum() - values.trace()) / (len(x) * (len(x) - 1))
+
+    return among(a) + among(b) - 2 * kernel(a, b).mean()

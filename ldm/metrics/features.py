@@ -22,10 +22,10 @@ class _Pooled(Features):
         return x
 
     @torch.no_grad()
-    @torch.autocast("cuda", enabled=False)
     def forward(self, images: Tensor) -> Tensor:
-        x = F.interpolate(as_three(images).float(), (self.resize, self.resize), mode="bilinear", antialias=True, align_corners=False)
-        return self.network(self.prepare(x / 127.5 - 1)).mean((2, 3))
+        with torch.autocast(images.device.type, enabled=False):
+            x = F.interpolate(as_three(images).float(), (self.resize, self.resize), mode="bilinear", antialias=True, align_corners=False)
+            return self.network(self.prepare(x / 127.5 - 1)).mean((2, 3))
 
 
 class MobileNetV2(_Pooled):
@@ -73,6 +73,6 @@ class Inception(Features):
         self.network = Frozen(FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights))
 
     @torch.no_grad()
-    @torch.autocast("cuda", enabled=False)
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(as_three(images))[0]
+        with torch.autocast(images.device.type, enabled=False):
+            return self.network(as_three(images))[0]

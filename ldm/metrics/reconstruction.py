@@ -43,9 +43,9 @@ class Perceptual(Metric, ReconstructionMetric):
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    @torch.autocast("cuda", enabled=False)
     def update(self, reconstruction: Tensor, x: Tensor) -> None:
-        self.total += self.distance(x, reconstruction).sum()
+        with torch.autocast(x.device.type, enabled=False):
+            self.total += self.distance(x, reconstruction).sum()
         self.count += len(x)
 
     def compute(self) -> dict[str, Tensor]:

@@ -46,9 +46,12 @@ def packaged(package: str, file: str) -> Path | None:
 def read(weights: str | Path, what: str) -> dict[str, Tensor]:
     if not Path(weights).is_file():
         raise ValueError(f"there is no file {str(weights)!r} with the weights of {what}")
-    state = torch.load(weights, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict):
-        raise ValueError(f"{weights} holds a {type(state).__name__}, not the weights of {what}")
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds: zip, pickle, runtime
+        raise ValueError(f"{weights} is not a file of weights ({type(error).__name__}); wanted are those of {what}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{weights} does not hold the weights of {what}")
     return state
 
 

@@ -43,6 +43,10 @@ class AutoencoderStage(L.LightningModule):
         super().__init__()
         self.model = training.start_from(autoencoder, init)
         training.freeze(autoencoder, freeze)
+        if adversary is not None and not autoencoder.last_layer.requires_grad:
+            raise ValueError(
+                f"freeze is {list(freeze)}, which leaves the adversary nothing to train: leave the decoder out, or set adversary to null"
+            )
         self.losses, self.adversary = nn.ModuleList(losses), adversary
         self.error = F.l1_loss if reconstruction == "l1" else F.mse_loss
         self.log_variance = nn.Parameter(torch.zeros(()), requires_grad=learn_variance)
@@ -113,11 +117,7 @@ class AutoencoderStage(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Each part by itself: a large gradient of the discriminator must not shrink the generator's."""
-        if gradient_clip_val:
-            clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
-            for group in optimizer.param_groups:
-                clip(group["params"], gradient_clip_val)
+        training.clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """x (B,3,H,W) in [-1,1] -> what the decoder makes of the posterior's mode, clamped to [-1, 1]."""

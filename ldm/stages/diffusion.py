@@ -102,6 +102,11 @@ class DiffusionStage(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["id"]))
         return loss
 
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        training.clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The objective on held-out images, always with the same noise and steps."""
         if not batch["id"]:

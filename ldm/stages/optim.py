@@ -26,7 +26,7 @@ class AdamW:
     def factor(self, step: int, max_steps: int) -> float:
         """What lr is multiplied by at a step from 0 to max_steps."""
         warm = min(1.0, (step + 1) / max(self.warmup, 1))
-        progress = min(1.0, step / max_steps) if self.decay == "cosine" else 0.0
+        progress = min(1.0, step / max(max_steps, 1)) if self.decay == "cosine" else 0.0
         return warm * 0.5 * (1 + math.cos(math.pi * progress))
 
 

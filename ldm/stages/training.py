@@ -40,6 +40,17 @@ def add_to_checkpoint(module: L.LightningModule, checkpoint: dict[str, Any]) -> 
     entry |= {"model": model_folder.describe(module.model), "card": module.card()}  # type: ignore[operator]
 
 
+def clip_gradients(module: L.LightningModule, optimizer: torch.optim.Optimizer, value: float | None, algorithm: str | None) -> None:
+    """Each parameter group by itself: a large gradient of the discriminator must not shrink the generator's."""
+    if not value:
+        return
+    if (scaler := getattr(module.trainer.precision_plugin, "scaler", None)) is not None:
+        scaler.unscale_(optimizer)  # Lightning leaves this to the fused optimizer, which is too late
+    clip = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_
+    for group in optimizer.param_groups:
+        clip(group["params"], value)
+
+
 def start_from(autoencoder: Autoencoder, path: str | None) -> Autoencoder:
     """The same module, with the weights of a model folder or checkpoint (of stage 1, or of a stage 2 that holds such a first stage)."""
     if path is not None:
