@@ -9,6 +9,7 @@ COMMANDS = {
     "validate": ("ldm.commands.train", "measure a checkpoint on the held-out images"),
     "test": ("ldm.commands.train", "the same, as Lightning's test loop"),
     "encode": ("ldm.commands.train", "write the latent cache and the latent statistics, and stop"),
+    "ema": ("ldm.commands.ema", "make an average of the weights of any length, after training"),
     "evaluate": ("ldm.commands.evaluate", "distances (FD, KID) between two sets of images"),
     "import": ("ldm.commands.import_", "make a model folder of an autoencoder of diffusers"),
     "predict": ("ldm.commands.predict", "sample pictures from a trained model"),

@@ -318,8 +318,11 @@ class Objective(Buildable, ABC):
 
 
 class Guidance(Buildable, ABC):
+    weaker: str | None = None  # model folder or checkpoint of a second model that it wants
+
     @abstractmethod
-    def guide(self, predict: Callable[[Tensor, Tensor, Cond], Tensor], cond: Cond, null: Cond) -> Denoise: ...
+    def guide(self, predict: Callable[[Tensor, Tensor, Cond], Tensor], cond: Cond, null: Cond, weaker: Denoise | None = None) -> Denoise:
+        """weaker: the second model's prediction for the same condition."""
 
 
 class Sampler(Buildable, ABC):

@@ -23,13 +23,13 @@ class EMA(L.Callback):
         self.step, self.swapped = 0, False
 
     @staticmethod
-    def _trained(pl_module: L.LightningModule) -> dict[str, Tensor]:
+    def trained(pl_module: L.LightningModule) -> dict[str, Tensor]:
         model = pl_module.model
         assert isinstance(model, nn.Module)
         return {name: p.data for name, p in model.named_parameters() if p.requires_grad}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        weights = self._trained(pl_module)
+        weights = self.trained(pl_module)
         source = self.averaged or weights
         self.averaged = {name: source[name].detach().clone().to(weights[name]) for name in weights}
 
@@ -38,11 +38,11 @@ class EMA(L.Callback):
             return  # gradients are still accumulating
         self.step = trainer.global_step
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        weights = self._trained(pl_module)
+        weights = self.trained(pl_module)
         torch._foreach_lerp_(list(self.averaged.values()), [weights[name] for name in self.averaged], 1 - decay)
 
     def _swap(self, pl_module: L.LightningModule) -> None:
-        weights = self._trained(pl_module)
+        weights = self.trained(pl_module)
         for name, averaged in self.averaged.items():
             held = averaged.clone()
             averaged.copy_(weights[name])

@@ -14,10 +14,12 @@ import ldm.autoencoder.adversary
 import ldm.autoencoder.bottleneck
 import ldm.autoencoder.conv
 import ldm.autoencoder.perceptual
+import ldm.autoencoder.pixels
 import ldm.callbacks.checkpoints
 import ldm.callbacks.compile
 import ldm.callbacks.ema
 import ldm.callbacks.finite
+import ldm.callbacks.power_ema
 import ldm.callbacks.show
 import ldm.conditioning.label
 import ldm.diffusion.guidance

@@ -19,10 +19,12 @@ class Pairwise(Guidance):
 
     scale: 1 is the conditional model, 0 the null one.  Outside the noise levels from low to high there is no guidance
     (arXiv:2404.07724).  rescale: share by which the result's deviation per image is drawn back to the conditional one's (section 3.4,
-    arXiv:2305.08891).
+    arXiv:2305.08891).  weaker: model folder or checkpoint whose conditional prediction takes the null's place (autoguidance,
+    arXiv:2406.02507): a smaller model of the same latents, or an early checkpoint.
     """
 
     scale: float = 1.0
+    weaker: str | None = None
     low: float = 0.0
     high: float = float("inf")
     rescale: float = 0.0
@@ -31,15 +33,21 @@ class Pairwise(Guidance):
     def start(self) -> Callable[[Tensor, Tensor], Tensor]:
         """(conditional, null) -> guided, each (B,C,h,w); made anew for every batch, as it may remember the steps before."""
 
-    def guide(self, predict: Predict, cond: Cond, null: Cond) -> Denoise:
+    def guide(self, predict: Predict, cond: Cond, null: Cond, weaker: Denoise | None = None) -> Denoise:
         both, mix = cond.stack(null), self.start()
+
+        def pair(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+            if weaker is not None:
+                return predict(x, sigma, cond), weaker(x, sigma)
+            conditional, unconditional = predict(torch.cat([x, x]), sigma, both).chunk(2)
+            return conditional, unconditional
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             if self.scale == 1 or not self.low <= float(sigma) <= self.high:
                 return predict(x, sigma, cond)
             if self.scale == 0:
-                return predict(x, sigma, null)
-            conditional, unconditional = predict(torch.cat([x, x]), sigma, both).chunk(2)
+                return predict(x, sigma, null) if weaker is None else weaker(x, sigma)
+            conditional, unconditional = pair(x, sigma)
             guided = mix(conditional, unconditional)
             if self.rescale:
                 ratio = conditional.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)

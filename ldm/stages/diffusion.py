@@ -18,12 +18,13 @@ from ldm.stages.optim import AdamW, Part, configure
 class DiffusionStage(L.LightningModule):
     """Minimises the objective over uniform steps t; `drop` of the samples lose their condition (arXiv:2207.12598).
 
-    first_stage: model folder or checkpoint of stage 1.  sampler, guidance, sampling_steps: for the validation pictures.
+    first_stage: model folder or checkpoint of stage 1, or an autoencoder that has nothing to learn (Pixels).
+    sampler, guidance, sampling_steps: for the validation pictures.
     """
 
     def __init__(
         self,
-        first_stage: str,
+        first_stage: str | Autoencoder,
         network: Network,
         conditioner: Conditioner,
         schedule: NoiseSchedule,
@@ -37,7 +38,7 @@ class DiffusionStage(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        autoencoder = model_folder.load(first_stage).model
+        autoencoder = first_stage if isinstance(first_stage, Autoencoder) else model_folder.load(first_stage).model
         if not isinstance(autoencoder, Autoencoder):
             raise ValueError(f"first_stage is {first_stage!r}, which holds a {type(autoencoder).__name__}: give an autoencoder (stage 1)")
         self.model = LatentDiffusion(autoencoder, network, conditioner, schedule, prediction)

@@ -5,6 +5,7 @@ noise -> schedule.prior -> sampler(guidance(denoiser, cond, null)) -> latents.to
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import lightning as L
@@ -12,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm import model_folder
 from ldm.diffusion.guidance import CFG
 from ldm.diffusion.samplers import DPMSolverPP2M
 from ldm.diffusion.schedule import Spacing
-from ldm.interfaces import Guidance, Sampler
+from ldm.interfaces import Batch, Denoise, Guidance, Sampler
 from ldm.stages.model import LatentDiffusion
 
 LANES = 8  # images per network call, the last call padded: arithmetic of another batch size rounds differently
@@ -71,13 +73,29 @@ def _generate(model: LatentDiffusion, requests: list[Request], recipe: Recipe, c
     asked = [model.conditioner.request(request.condition, classes) for request in requests]
     batch: dict[str, Any] = {key: torch.tensor([entry[key] for entry in asked], device=device) for key in asked[0]}
     cond, null = model.conditioner.encode(batch, latents.to_latents), model.conditioner.null(batch)
-    denoise = recipe.guidance.guide(denoiser.predict, cond, null)
+    weaker = _weaker(recipe.guidance.weaker, model, batch) if recipe.guidance.weaker else None
+    denoise = recipe.guidance.guide(denoiser.predict, cond, null, weaker)
     sigmas = denoiser.schedule.steps(recipe.steps, recipe.spacing)
     z = denoiser.schedule.prior(noise(), sigmas[0])
     for state in recipe.sampler.steps(denoise, z, sigmas, noise):
         z = state
         progress()
     return latents.to_images(z).clamp(-1, 1)
+
+
+@lru_cache(maxsize=1)
+def _second_model(path: str) -> LatentDiffusion:
+    return model_folder.load(path).model
+
+
+def _weaker(path: str, model: LatentDiffusion, batch: Batch) -> Denoise:
+    """What the model at `path` predicts for the same batch, in the same latents."""
+    other = _second_model(path).to(model.latents.shift.device)
+    mine, theirs = (m.latents.state_dict() if isinstance(m, LatentDiffusion) else {} for m in (model, other))
+    if mine.keys() != theirs.keys() or not all(torch.equal(mine[name], theirs[name]) for name in mine if name != "count"):
+        raise ValueError(f"the weaker model {path!r} does not work in the same latents: train both on one first stage and the same data")
+    cond = other.conditioner.encode(batch, other.latents.to_latents)
+    return lambda x, sigma: other.denoiser.predict(x, sigma, cond)
 
 
 class Generation(L.LightningModule):

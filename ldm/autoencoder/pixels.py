@@ -1,0 +1,25 @@
+"""No first stage: diffusion in pixels."""
+
+from torch import Tensor
+
+from ldm.autoencoder.bottleneck import Point
+from ldm.interfaces import Autoencoder, Posterior
+
+
+class Pixels(Autoencoder):
+    """The identity: with `first_stage: {class_path: Pixels}` stage 2 is the pixel diffusion of DDPM (arXiv:2006.11239)."""
+
+    factor = 1
+
+    def __init__(self, image_channels: int = 3) -> None:
+        super().__init__()
+        self.channels = self.image_channels = image_channels
+
+    def moments(self, x: Tensor) -> Tensor:
+        return x
+
+    def posterior(self, moments: Tensor) -> Posterior:
+        return Point(moments)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
