@@ -37,7 +37,7 @@ def test_digits_are_judged_by_a_classifier_that_knows_them(trained: Path, tmp_pa
 def readme_commands() -> list[list[str]]:
     text = (ROOT / "README.md").read_text()
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ")
-    return [shlex.split(line, comments=True) for line in blocks.splitlines() if line.startswith("ldm fit")]
+    return [shlex.split(line, comments=True) for line in blocks.splitlines() if line.startswith("ldm ")]
 
 
 @pytest.mark.parametrize("command", readme_commands(), ids=lambda c: " ".join(c[1:8]))
