@@ -45,9 +45,24 @@ def test_the_readme_uses_configs_and_options_that_exist(command: list[str], phot
     assert command[1] in COMMANDS
     replaced = {"PICTURES": str(photos()), "runs/mine": str(trained), "runs/mine/diffusion/model": str(trained / "diffusion" / "model")}
     arguments = [replaced.get(part, part) for part in command[1:]]
+    shown = "--help" if command[1] == "evaluate" else "--print_config"
+    with pytest.raises(SystemExit, match="0"):
+        main([*arguments, shown])
+    said = capsys.readouterr().out
+    assert "trainer:" in said if shown == "--print_config" else all(part in said for part in arguments if part.startswith("--"))
+
+
+def header_commands() -> list[list[str]]:
+    lines = [path.read_text().splitlines()[0].removeprefix("# ") for path in sorted((ROOT / "configs").rglob("*.yaml"))]
+    return [shlex.split(line) for line in lines if line.startswith("ldm fit")]
+
+
+@pytest.mark.parametrize("command", header_commands(), ids=lambda c: " ".join(c[1:]))
+def test_the_command_at_the_head_of_a_config_is_accepted(command: list[str], photos, capsys) -> None:
+    arguments = [str(photos()) if part == "PICTURES" else part for part in command[1:]]
     with pytest.raises(SystemExit, match="0"):
         main([*arguments, "--print_config"])
-    assert "trainer:" in capsys.readouterr().out
+    assert capsys.readouterr().out
 
 
 def test_print_config_shows_the_sum_of_files_and_overrides(tmp_path: Path, capsys) -> None:

@@ -324,7 +324,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="bf16: autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile both sides")
     parser.add_argument("--pairs", type=int, default=7, help="rounds of two pairs each")
-    parser.add_argument("--sides", type=int, nargs="+", help="px of the KL-f8 case with all losses; 64 by default, 16 with --quick")
+    parser.add_argument("--sides", type=int, nargs="+", help="px of the KL-f8 case with all losses; 64 by default, 32 with --quick")
     parser.add_argument("--threads", type=int, help="of the CPU; PyTorch's choice, 1 with --quick")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and 2 pairs: a test of this tool, not a measurement")
     parser.add_argument("--only", help="part of the name of the cases to run: unet, autoencoder, kl-f8, sampling, stem")
@@ -332,7 +332,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.pairs, args.threads = 2, args.threads or 1
-    args.sides = args.sides or ([16] if args.quick else [64])
+    args.sides = args.sides or ([32] if args.quick else [64])
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)

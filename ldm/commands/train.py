@@ -83,7 +83,8 @@ def fit(cli: CLI) -> int:
         print(f"stopped at step {cli.trainer.global_step}; the same command with --ckpt_path last goes on from there", file=sys.stderr)
         return int(stop.code or 1)
     if cli.trainer.is_global_zero:
-        metrics = {name: round(float(value), 4) for name, value in cli.trainer.callback_metrics.items()}
+        found = cli.trainer.callback_metrics.items()
+        metrics = {name: round(float(value), 4) for name, value in found if "/latent_" not in name}
         print(f"step {cli.trainer.global_step}, {json.dumps(metrics)}\nthe model is in {Path(cli.trainer.default_root_dir) / 'model'}")
     return 0
 
