@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-Denoise = Callable[[Tensor, Tensor], Tensor]  # x (B,C,h,w), sigma () -> E[z0 | x] (B,C,h,w)
+Denoise = Callable[[Tensor, Tensor], Tensor]  # x (B,C,h,w), sigma () or (B,) -> E[z0 | x] (B,C,h,w)
 Noise = Callable[[], Tensor]  # -> standard normal (B,C,h,w), one new draw per call
 Batch = dict[str, Any]  # image uint8 (B,3,H,W), 3 or the images' channels or moments (B,M,h,w); id (B,); label (B,); text list[str]
 
@@ -256,10 +256,22 @@ class Network(Buildable, nn.Module, ABC):
 
     in_channels: int  # of x, without cond.concat
     vector_dim: int = 0  # D of cond.vector; 0: it takes none
+    learn_variance: bool = False  # twice the channels come out, the second half says how large the reverse process' variances are
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """x (B,C,h,w), t (B,) float32 in schedule steps -> (B,C,h,w)."""
+        """x (B,C,h,w), t (B,) float32 in schedule steps -> (B,C,h,w), or (B,2C,h,w) with learn_variance."""
+
+
+class Classifier(Buildable, nn.Module, ABC):
+    """Tells the class of noisy latents."""
+
+    in_channels: int
+    num_classes: int
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x (B,C,h,w), t (B,) as a Network's -> logits (B, num_classes)."""
 
 
 class Conditioner(Buildable, nn.Module, ABC):
@@ -288,11 +300,15 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def raw(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """The network's own output F (B,C,h,w)."""
+        """The network's own output (B,C,h,w), its F, or (B,2C,h,w) where it learns variances: F comes first."""
 
     @abstractmethod
+    def z0(self, x: Tensor, sigma: Tensor, output: Tensor) -> Tensor:
+        """E[z0 | x] = c_skip(sigma) * x + c_out(sigma) * F, for the network's output."""
+
     def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """E[z0 | x]: c_skip(sigma) * x + c_out(sigma) * F."""
+        """E[z0 | x]."""
+        return self.z0(x, sigma, self.raw(x, sigma, cond))
 
     @abstractmethod
     def target(self, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:
@@ -308,21 +324,33 @@ class TimeSampler(Buildable, ABC):
 
 
 class Objective(Buildable, ABC):
+    teacher: str | None = None  # model folder or checkpoint of a model of the same latents that it learns from
+    guidance: "Guidance | None" = None  # of the teacher; None: the one that `predict` uses
+
     @abstractmethod
     def draw(self, z0: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
         """noise (B,C,h,w) and steps t (B,) for a training step."""
 
     @abstractmethod
-    def loss(self, denoiser: Denoiser, z0: Tensor, noise: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """(B,) for z0, noise (B,C,h,w) and steps t (B,)."""
+    def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:
+        """(B,) for the network's output at x = z0 + sigma (B,) * noise."""
+
+    def loss(self, denoiser: Denoiser, z0: Tensor, noise: Tensor, t: Tensor, cond: Cond, teacher: Denoise | None = None) -> Tensor:
+        """(B,) for z0, noise (B,C,h,w) and steps t (B,); teacher: the guided D of the teacher for the same batch."""
+        sigma = denoiser.schedule.sigma(t)
+        x = z0 + sigma.view(-1, *[1] * (z0.ndim - 1)).to(z0) * noise
+        return self.error(denoiser, denoiser.raw(x, sigma, cond), x, z0, sigma)
 
 
 class Guidance(Buildable, ABC):
-    weaker: str | None = None  # model folder or checkpoint of a second model that it wants
+    @property
+    def second(self) -> str | None:
+        """Model folder or checkpoint of a second model that it wants."""
+        return None
 
     @abstractmethod
-    def guide(self, predict: Callable[[Tensor, Tensor, Cond], Tensor], cond: Cond, null: Cond, weaker: Denoise | None = None) -> Denoise:
-        """weaker: the second model's prediction for the same condition."""
+    def guide(self, predict: Callable[[Tensor, Tensor, Cond], Tensor], cond: Cond, null: Cond, second: Denoise | None = None) -> Denoise:
+        """second: what the second model's `guiding` makes of the same batch.  sigma is () or (B,)."""
 
 
 class Sampler(Buildable, ABC):

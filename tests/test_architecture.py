@@ -9,15 +9,17 @@ ROOT = Path(__file__).parent.parent / "ldm"
 LEAVES = {"data", "nn", "conditioning", "diffusion"}
 ALLOWED = {
     "interfaces": set(),
-    **{leaf: {"interfaces"} for leaf in LEAVES},
+    "ranges": set(),
+    **{leaf: {"interfaces", "ranges"} for leaf in LEAVES},
     "autoencoder": {"interfaces", "nn"},
-    "metrics": {"interfaces", "nn"},
+    "metrics": {"interfaces", "nn", "ranges"},
     "interop": {"interfaces", "autoencoder"},
     "model_folder": {"interfaces"},
-    "stages": {"interfaces", "diffusion", "model_folder"},
-    "callbacks": {"interfaces", "model_folder", "data", "stages"},
+    "stages": {"interfaces", "diffusion", "model_folder", "ranges"},
+    "callbacks": {"interfaces", "model_folder", "data", "stages", "ranges"},
     "commands": {
         "interfaces",
+        "ranges",
         "data",
         "nn",
         "autoencoder",

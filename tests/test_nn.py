@@ -498,6 +498,85 @@ def test_unet_is_that_of_diffusers(scale_shift: bool, multipliers: tuple[int, ..
     torch.testing.assert_close(ours(x[:1], torch.tensor([999.0]), Cond()), single, rtol=1e-4, atol=1e-4)
 
 
+def copy_transformer(ours: Any, theirs: Any) -> None:
+    """Their 1x1 convolutions are our linear layers, their separate projections are one matrix here."""
+
+    def load(layer: nn.Linear, *others: nn.Module) -> None:
+        with torch.no_grad():
+            layer.weight.copy_(torch.cat([other.weight.flatten(1) for other in others]))
+            if layer.bias is not None:
+                layer.bias.copy_(torch.cat([other.bias for other in others]))
+
+    ours.norm.load_state_dict(theirs.norm.state_dict())
+    load(ours.proj_in, theirs.proj_in)
+    load(ours.proj_out, theirs.proj_out)
+    for mine, other in zip(ours.blocks, theirs.transformer_blocks, strict=True):
+        for a, b in ((mine.norm_self, other.norm1), (mine.norm_cross, other.norm2), (mine.norm_ff, other.norm3)):
+            a.load_state_dict(b.state_dict())
+        load(mine.qkv, other.attn1.to_q, other.attn1.to_k, other.attn1.to_v)
+        load(mine.self_out, other.attn1.to_out[0])
+        load(mine.q, other.attn2.to_q)
+        load(mine.kv, other.attn2.to_k, other.attn2.to_v)
+        load(mine.cross_out, other.attn2.to_out[0])
+        load(mine.ff_in, other.ff.net[0].proj)
+        load(mine.ff_out, other.ff.net[2])
+
+
+def test_unet_with_cross_attention_is_that_of_diffusers() -> None:
+    """The layout of Stable Diffusion 1: four levels, two blocks, transformers on all but the last, eight heads everywhere."""
+    module = pytest.importorskip("diffusers.models.unets.unet_2d_condition")
+    multipliers = (1, 2, 4, 4)
+    theirs = module.UNet2DConditionModel(
+        block_out_channels=[32 * m for m in multipliers], cross_attention_dim=24, attention_head_dim=8, sample_size=16
+    ).eval()
+    randomise(theirs, scale=0.02)
+    ours = UNet(4, 32, multipliers, 2, (0, 1, 2), heads=8, token_dim=24, scale_shift=False).eval()
+    assert count(ours) == count(theirs)
+    for parameter in ours.parameters():
+        nn.init.constant_(parameter, torch.nan)  # what is not copied shows
+    copy(ours.stem, theirs.conv_in)
+    copy(ours.time_embed[0], theirs.time_embedding.linear_1)
+    copy(ours.time_embed[2], theirs.time_embedding.linear_2)
+    for path, blocks in ((ours.down, theirs.down_blocks), (ours.middle, [theirs.mid_block]), (ours.up, theirs.up_blocks)):
+        layers: list[nn.Module] = []
+        for stage in path:
+            parts = [stage] if isinstance(stage, Downsample) else [stage.block, stage.attention, stage.resample]
+            layers += [part for part in parts if part is not None]
+        for mine, other in zip(layers, [layer for block in blocks for layer in in_order(block)], strict=True):
+            copy_transformer(mine, other) if isinstance(mine, SpatialTransformer) else copy_in_order([mine], [other])
+    copy(ours.head.norm, theirs.conv_norm_out)
+    copy(ours.head.conv, theirs.conv_out)
+    x, t, tokens = normal(3, 4, 16, 24), torch.tensor([0.0, 3.0, 57.0]), normal(3, 7, 24, seed=1)
+    mask = torch.arange(7) < torch.tensor([[7], [4], [1]])
+    with torch.no_grad():
+        wanted = theirs(x, t, tokens).sample
+        assert float(wanted.std()) > 1e-2
+        torch.testing.assert_close(ours(x, t, Cond(tokens=tokens)), wanted, rtol=0, atol=1e-5)
+        wanted = theirs(x, t, tokens, encoder_attention_mask=mask).sample
+        torch.testing.assert_close(ours(x, t, Cond(tokens=tokens, mask=mask)), wanted, rtol=0, atol=1e-5)
+
+
+def test_recomputed_stages_have_the_same_gradients_and_keep_less() -> None:
+    x, t, cond = normal(2, 4, 16, 16), torch.tensor([3.0, 900.0]), Cond(vector=normal(2, 6, seed=1), tokens=normal(2, 5, 8, seed=2))
+    stored, again = (UNet(4, 16, (1, 2), 1, (1,), vector_dim=6, token_dim=8, recompute=recompute) for recompute in (False, True))
+    again.load_state_dict(randomise(stored).state_dict())
+    gradients, kept = [], []
+    for unet in (stored, again):
+        sizes: list[int] = []
+
+        def keep(a: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(a.numel())
+            return a
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda a: a):
+            loss = unet(x, t, cond).square().sum()
+        gradients.append(torch.autograd.grad(loss, list(unet.parameters())))
+        kept.append(sum(sizes))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert kept[1] < 0.5 * kept[0]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The posterior
 # ---------------------------------------------------------------------------------------------------------------------

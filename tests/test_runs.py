@@ -250,6 +250,55 @@ def test_every_addition_to_stage_1_runs_for_two_tiny_steps(path: Path, random_tr
     assert ("val/rFD-mnv2" in logged.read_text()) == ("metrics" in options)
 
 
+OBJECTIVES = {  # what the toy runs below have instead of the carried emoji model
+    "learned-variance": [],
+    "emoji-4-steps": ["--model.init={}", "--model.objective.teacher={}", "--model.first_stage={}"],
+}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("objective/*.yaml")), ids=lambda p: p.stem)
+def test_every_objective_runs_for_two_tiny_steps_and_its_model_samples(path: Path, trained: Path, tmp_path: Path) -> None:
+    model = str(trained / "diffusion" / "model")
+    options = ["-c", str(path), f"--model.first_stage={trained}/autoencoder/model", *(o.format(model) for o in OBJECTIVES[path.stem])]
+    run = stage2(tmp_path, *options)
+    run += [
+        "--trainer.max_steps=2",
+        "--trainer.val_check_interval=2",
+        f"--trainer.default_root_dir={tmp_path}/x",
+        "--model.sampling_steps=2",
+    ]
+    assert main(run) == 0
+    assert main(["predict", "--model", str(tmp_path / "x" / "model"), "--num=2", "--out", str(tmp_path / "out")]) == 0
+    before, after = (model_folder.load(folder).model.denoiser.state_dict() for folder in (model, tmp_path / "x" / "model"))
+    same = [name for name, tensor in before.items() if tensor.shape == after[name].shape and torch.allclose(tensor, after[name], atol=0.01)]
+    assert (len(same) == len(before)) == (path.stem == "emoji-4-steps"), "the student starts from its teacher"
+
+
+def test_a_classifier_of_noisy_latents_is_trained_and_guides(trained: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(trained / "diffusion" / "model", tmp_path / "diffusion" / "model")
+    logging = ["--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1"]
+    config = ["-c", "data/digits.yaml", "-c", "classifier/digits.yaml", "--run", str(tmp_path), "--data.batch_size=8", *logging]
+    limits = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+    assert main(["fit", *CSV, *QUIET, *config, *limits]) == 0
+    classifier = str(tmp_path / "classifier" / "model")
+    common = ["predict", "--model", str(trained / "diffusion" / "model"), "--num=2", "--steps=2"]
+    for scale in (0, 20):
+        guidance = ["--guidance=ClassifierGuidance", f"--guidance.classifier={classifier}", f"--guidance.scale={scale}"]
+        assert main([*common, *guidance, "--out", str(tmp_path / str(scale))]) == 0
+    assert main([*common, "--guidance=CFG", "--guidance.scale=1", "--out", str(tmp_path / "plain")]) == 0
+    pictures = [(tmp_path / name / "0.png").read_bytes() for name in ("plain", "0", "20")]
+    read = [Image.open(tmp_path / name / "0.png").tobytes() for name in ("plain", "0", "20")]
+    assert len(set(pictures)) == 3, "their settings differ"
+    assert read[0] == read[1] != read[2]
+    assert main(["predict", "--model", classifier, "--out", str(tmp_path / "none")]) == 1
+    assert "makes no pictures" in capsys.readouterr().err
+    other = ["--guidance=ClassifierGuidance", f"--guidance.classifier={trained}/autoencoder/model", "--out", str(tmp_path / "other")]
+    assert main([*common, *other]) == 1
+    assert "does not work in the same latents" in capsys.readouterr().err
+    assert main(["fit", *CSV, *QUIET, *config, "--model.diffusion", classifier]) == 1
+    assert "give a model of stage 2" in capsys.readouterr().err
+
+
 TRAINERS = [
     pytest.param(path, marks=pytest.mark.slow if path.stem == "compile" else (), id=path.stem)
     for path in sorted(CONFIGS.glob("trainer/*.yaml"))

@@ -16,7 +16,8 @@ from test_diffusion import LDMSchedule, normal, wavy
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.samplers import DEIS, LMS, PLMS, Ancestral, DPMSolverPP2M, Euler, Heun, UniPC
+from ldm.diffusion.multistep import DEIS, LMS, PLMS, UniPC
+from ldm.diffusion.samplers import Ancestral, DPMSolverPP2M, Euler, Heun
 from ldm.interfaces import Cond, Network, Sampler
 
 diffusers = pytest.importorskip("diffusers")

@@ -9,8 +9,8 @@ from ldm.autoencoder.bottleneck import KL
 from ldm.autoencoder.conv import ConvAutoencoder
 from ldm.autoencoder.tiling import Tiled
 from ldm.data.datasets import EmojiImages
-from ldm.data.transforms import to_float
 from ldm.model_folder import load
+from ldm.ranges import to_float
 
 
 def collage(side: int) -> Tensor:

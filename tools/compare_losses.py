@@ -16,7 +16,8 @@ import torch
 
 from ldm import model_folder
 from ldm.data.module import Emoji
-from ldm.data.transforms import as_image, grid, to_float, to_uint8
+from ldm.data.transforms import as_image, grid
+from ldm.ranges import to_float, to_uint8
 
 HELD_OUT = 0.25  # enough images for a Fréchet distance to tell the runs apart
 RUNS = {

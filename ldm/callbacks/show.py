@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 
-from ldm.data.transforms import as_image, grid, to_uint8
+from ldm.data.transforms import as_image, grid
+from ldm.ranges import to_uint8
 
 
 class Progress(TQDMProgressBar):

@@ -10,8 +10,9 @@ import lightning as L
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ldm.data.transforms import as_image, to_uint8
+from ldm.data.transforms import as_image
 from ldm.model_folder import write_atomically
+from ldm.ranges import to_uint8
 from ldm.stages.generation import Request
 
 TEXT_KEY = "ldm"

@@ -14,9 +14,9 @@ from ldm.callbacks.power_ema import reconstruct
 from ldm.commands.configs import PARSER, plain_errors
 from ldm.commands.evaluate import measure, open_images
 from ldm.data.datasets import Images
-from ldm.data.transforms import to_float, to_uint8
 from ldm.interfaces import Autoencoder, Features
 from ldm.metrics.distances import Statistics, frechet_distance
+from ldm.ranges import to_float, to_uint8
 from ldm.stages.generation import Recipe, Request, generate
 
 LENGTHS = [0.03, 0.05, 0.07, 0.1, 0.14]
@@ -94,7 +94,7 @@ def pictures(loaded: model_folder.Loaded, images: Images, chosen: list[int], dev
         return to_uint8(torch.cat(found)).cpu()
     names = loaded.card["classes"] if model.conditioner.num_classes else []
     requests = [Request(i, 0, names[i * len(names) // len(chosen)] if names else None) for i in range(len(chosen))]
-    recipe = Recipe(**model_folder.build(loaded.card["recipe"]))
+    recipe = Recipe.of(loaded.card)
     with tqdm(total=len(chosen) * recipe.steps, desc="Sampling", unit_scale=1 / recipe.steps, unit="img") as bar:
         return to_uint8(generate(model, requests, recipe, names, progress=lambda: bar.update(8))).cpu()
 

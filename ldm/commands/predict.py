@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import ldm.diffusion.guidance
+import ldm.diffusion.multistep
 import ldm.diffusion.samplers  # noqa: F401  makes short class names known
 from ldm import __version__, model_folder
 from ldm.callbacks.writer import PictureWriter, path_of, settings_in
@@ -87,10 +88,10 @@ def predict(
     loaded = model_folder.load(model, trusted or ())
     if not isinstance(loaded.model, LatentDiffusion):
         raise ValueError(
-            f"{model!r} holds a {type(loaded.model).__name__}, a first stage: `predict` needs a model of stage 2 (DiffusionStage)"
+            f"{model!r} holds a {type(loaded.model).__name__}, which makes no pictures: `predict` needs a model of stage 2 (DiffusionStage)"
         )
     names = loaded.card["classes"]
-    recipe = Recipe(**model_folder.build(loaded.card["recipe"]))
+    recipe = Recipe.of(loaded.card)
     given: dict[str, Any] = {"sampler": sampler, "guidance": guidance, "steps": steps, "spacing": spacing}
     recipe = replace(recipe, **{key: value for key, value in given.items() if value is not None})
     conditional = loaded.model.conditioner.num_classes and not unconditional

@@ -22,15 +22,20 @@ import ldm.callbacks.finite
 import ldm.callbacks.power_ema
 import ldm.callbacks.show
 import ldm.conditioning.label
+import ldm.diffusion.distillation
 import ldm.diffusion.guidance
+import ldm.diffusion.multistep
 import ldm.diffusion.objective
 import ldm.diffusion.samplers
 import ldm.diffusion.schedule
+import ldm.diffusion.variance
 import ldm.metrics.features
 import ldm.metrics.reconstruction
+import ldm.nn.classifier
 import ldm.nn.dit
 import ldm.nn.unet
-import ldm.stages.autoencoder  # noqa: F401
+import ldm.stages.autoencoder
+import ldm.stages.classifier  # noqa: F401
 from ldm.callbacks.checkpoints import Stopped
 from ldm.commands.configs import PARSER, find_configs, plain_errors, quiet
 from ldm.data.module import ImageData

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from ldm.data.cache import LatentCache
 from ldm.data.datasets import DigitImages, EmojiImages, FolderImages, Images, split
-from ldm.data.transforms import to_float
 from ldm.interfaces import Batch, TrainingData
+from ldm.ranges import to_float
 
 Key = tuple[int, bool]  # image, mirrored
 

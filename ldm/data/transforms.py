@@ -1,4 +1,4 @@
-"""Pixels in and out: files and uint8 RGB on one side, float in [-1, 1] on the other."""
+"""Files and pictures in and out, as uint8."""
 
 from pathlib import Path
 
@@ -6,17 +6,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 (...) -> float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Inverse of `to_float`: rounded and clamped, never truncated."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by number of channels
 

@@ -38,9 +38,9 @@ class Denoiser(interfaces.Denoiser):
         t = self.schedule.t(sigma).to(x.device, torch.promote_types(x.dtype, torch.float32)).expand(x.shape[0])
         return self.network(x * scale, t, cond).to(x.dtype)
 
-    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+    def z0(self, x: Tensor, sigma: Tensor, output: Tensor) -> Tensor:
         c_skip, c_out = self._coefficients(x, sigma)
-        return c_skip * x + c_out * self.raw(x, sigma, cond)
+        return c_skip * x + c_out * output[:, : x.shape[1]]
 
     def target(self, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:
         c_skip, c_out = self._coefficients(x, sigma)

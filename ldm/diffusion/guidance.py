@@ -29,30 +29,35 @@ class Pairwise(Guidance):
     high: float = float("inf")
     rescale: float = 0.0
 
+    @property
+    def second(self) -> str | None:
+        return self.weaker
+
     @abstractmethod
     def start(self) -> Callable[[Tensor, Tensor], Tensor]:
         """(conditional, null) -> guided, each (B,C,h,w); made anew for every batch, as it may remember the steps before."""
 
-    def guide(self, predict: Predict, cond: Cond, null: Cond, weaker: Denoise | None = None) -> Denoise:
+    def guide(self, predict: Predict, cond: Cond, null: Cond, second: Denoise | None = None) -> Denoise:
         both, mix = cond.stack(null), self.start()
 
         def pair(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-            if weaker is not None:
-                return predict(x, sigma, cond), weaker(x, sigma)
-            conditional, unconditional = predict(torch.cat([x, x]), sigma, both).chunk(2)
+            if second is not None:
+                return predict(x, sigma, cond), second(x, sigma)
+            conditional, unconditional = predict(torch.cat([x, x]), sigma.repeat(2) if sigma.ndim else sigma, both).chunk(2)
             return conditional, unconditional
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            if self.scale == 1 or not self.low <= float(sigma) <= self.high:
+            inside = (sigma >= self.low) & (sigma <= self.high)
+            if self.scale == 1 or not inside.any():
                 return predict(x, sigma, cond)
-            if self.scale == 0:
-                return predict(x, sigma, null) if weaker is None else weaker(x, sigma)
+            if self.scale == 0 and inside.all():
+                return predict(x, sigma, null) if second is None else second(x, sigma)
             conditional, unconditional = pair(x, sigma)
             guided = mix(conditional, unconditional)
             if self.rescale:
                 ratio = conditional.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
                 guided = guided * torch.lerp(torch.ones_like(ratio), ratio, self.rescale)
-            return guided
+            return guided if inside.all() else torch.where(inside.to(x.device).view(-1, 1, 1, 1), guided, conditional)
 
         return denoise
 
@@ -88,3 +93,29 @@ class APG(Pairwise):
             return conditional + (self.scale - 1) * (difference - projected + self.parallel * projected)
 
         return mix
+
+
+@dataclass(frozen=True)
+class ClassifierGuidance(Guidance):
+    """D + scale * sigma^2 * grad log p(class | x) of a classifier of noisy latents (Algorithm 1, arXiv:2105.05233).
+
+    classifier: model folder or checkpoint, trained with configs/classifier/.  conditional: the model itself is told the class, too.
+    """
+
+    classifier: str
+    scale: float = 1.0
+    conditional: bool = True
+
+    @property
+    def second(self) -> str:
+        return self.classifier
+
+    def guide(self, predict: Predict, cond: Cond, null: Cond, second: Denoise | None = None) -> Denoise:
+        assert second is not None
+        told = cond if self.conditional else null
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            z0 = predict(x, sigma, told)
+            return z0 + self.scale * sigma.view(-1, 1, 1, 1).to(x) ** 2 * second(x, sigma) if self.scale else z0
+
+        return denoise

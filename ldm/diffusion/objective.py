@@ -1,12 +1,16 @@
-"""Training losses of stage 2: which steps are trained, and a weight per noise level on the squared error of the network's output."""
+"""Training losses of stage 2: which steps are trained, and a weight per noise level on the squared error of the network's output.
+
+Those that are made of another one are `Wrapper`s, also in variance.py and distillation.py.
+"""
 
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ldm.diffusion.denoiser import Denoiser
-from ldm.interfaces import Cond, NoiseSchedule, Objective, TimeSampler
+from ldm.interfaces import NoiseSchedule, Objective, TimeSampler
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,8 @@ class Simple(Objective):
     def weight(self, denoiser: Denoiser, sigma: Tensor) -> Tensor:
         return sigma * 0 + 1
 
-    def loss(self, denoiser: Denoiser, z0: Tensor, noise: Tensor, t: Tensor, cond: Cond) -> Tensor:  # type: ignore[override]
-        sigma = denoiser.schedule.sigma(t)
-        x = z0 + sigma.view(-1, *[1] * (z0.ndim - 1)).to(z0) * noise
-        square = (denoiser.raw(x, sigma, cond) - denoiser.target(x, z0, sigma)).float().square()
+    def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:  # type: ignore[override]
+        square = (output[:, : x.shape[1]] - denoiser.target(x, z0, sigma)).float().square()
         if self.huber:
             square = 2 * self.huber * square / ((square + self.huber**2).sqrt() + self.huber)
         error = square.flatten(1).mean(1)
@@ -110,26 +112,89 @@ class EDM(Simple):
         return (1 + sigma**-2) * denoiser.output_weight(sigma)
 
 
-class LearnedUncertainty(nn.Module, Objective):
+class Wrapper(nn.Module, Objective):
+    """An objective made of another one; what it does not say anew is the other's."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def draw(self, z0: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+        return self.objective.draw(z0, schedule)
+
+    def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:  # type: ignore[override]
+        return self.objective.error(denoiser, output, x, z0, sigma)
+
+
+class LearnedUncertainty(Wrapper):
     """Another objective's loss / exp(u) + u with a learned u(sigma) (Eq. 17, arXiv:2312.02696): all levels weigh alike in the gradient."""
 
     frequencies: Tensor
 
     def __init__(self, objective: Objective, dim: int = 128) -> None:
-        super().__init__()
-        self.objective = objective
+        super().__init__(objective)
         self.register_buffer("frequencies", torch.linspace(0, 8, dim // 2))
         self.u = nn.Linear(2 * (dim // 2), 1)
         nn.init.zeros_(self.u.weight)
         nn.init.zeros_(self.u.bias)
 
-    def draw(self, z0: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-        return self.objective.draw(z0, schedule)
-
-    def loss(self, denoiser: Denoiser, z0: Tensor, noise: Tensor, t: Tensor, cond: Cond) -> Tensor:  # type: ignore[override]
-        loss = self.objective.loss(denoiser, z0, noise, t, cond)
+    def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:  # type: ignore[override]
+        loss = self.objective.error(denoiser, output, x, z0, sigma)
         if not self.training:
             return loss  # comparable from step to step
-        angles = denoiser.schedule.sigma(t).log().to(self.frequencies)[:, None] * self.frequencies
+        angles = sigma.log().to(self.frequencies)[:, None] * self.frequencies
         u = self.u(torch.cat([angles.cos(), angles.sin()], dim=1))[:, 0].to(loss)
         return loss * torch.exp(-u) + u
+
+
+class Importance(Wrapper):
+    """Steps drawn in proportion to the root mean square of their loss, which is divided by that chance: the same expectation, less
+    variance (section 3.3, arXiv:2102.09672).
+
+    The schedule falls into `bins`; the mean square of each forgets about one in `memory` losses, and until each bin has seen as many,
+    all are drawn alike.  A share `uniform` always is.
+    """
+
+    square: Tensor  # (bins,)
+    seen: Tensor  # (bins,) losses
+
+    def __init__(self, objective: Objective, bins: int = 100, memory: int = 10, uniform: float = 0.001) -> None:
+        super().__init__(objective)
+        if bins < 1 or memory < 1 or not 0 < uniform <= 1:
+            raise ValueError(f"Importance has bins {bins}, memory {memory}, uniform {uniform}: allowed are at least 1, 1, and (0, 1]")
+        self.bins, self.memory, self.uniform = bins, memory, uniform
+        self.register_buffer("square", torch.zeros(bins))
+        self.register_buffer("seen", torch.zeros(bins))
+
+    def chances(self) -> Tensor:
+        """(bins,), of sum 1."""
+        even = torch.full_like(self.square, 1 / self.bins)
+        if not self.training or self.seen.min() < self.memory:
+            return even
+        return torch.lerp(self.square.sqrt() / self.square.sqrt().sum().clamp(min=1e-12), even, self.uniform)
+
+    def draw(self, z0: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+        noise, _ = self.objective.draw(z0, schedule)
+        chosen = torch.multinomial(self.chances(), len(z0), replacement=True)
+        places = (chosen + torch.rand(len(z0), device=chosen.device, dtype=torch.float64)) / self.bins
+        return noise, (places * len(schedule.sigmas)).floor().to(z0.device)
+
+    def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:  # type: ignore[override]
+        loss = self.objective.error(denoiser, output, x, z0, sigma)
+        if not self.training:
+            return loss
+        places = (denoiser.schedule.t(sigma) + 0.5) / len(denoiser.schedule.sigmas)
+        chosen = (places * self.bins).long().clamp(max=self.bins - 1)
+        chance = self.chances()[chosen]
+        self._remember(chosen, loss.detach().float())
+        return loss / (self.bins * chance)
+
+    def _remember(self, chosen: Tensor, loss: Tensor) -> None:
+        sums = torch.zeros(2, self.bins, device=loss.device)
+        sums.index_add_(1, chosen, torch.stack([loss.square(), torch.ones_like(loss)]))
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        total, count = sums
+        kept = (1 - 1 / self.memory) ** count * (self.seen > 0)
+        self.square.copy_(torch.where(count > 0, torch.lerp(total / count.clamp(min=1), self.square, kept), self.square))
+        self.seen += count

@@ -7,6 +7,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from ldm.interfaces import AutoencoderLoss, Features, ReconstructionMetric
 from ldm.metrics.distances import Statistics, frechet_distance, kernel_distance
+from ldm.ranges import to_uint8
 
 
 class FeatureDistance(Metric, ReconstructionMetric):
@@ -23,7 +24,7 @@ class FeatureDistance(Metric, ReconstructionMetric):
 
     def update(self, reconstruction: Tensor, x: Tensor) -> None:
         for held, pixels in ((self.images, x), (self.reconstructions, reconstruction)):
-            held.append(self.features(((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)))
+            held.append(self.features(to_uint8(pixels)))
 
     def compute(self) -> dict[str, Tensor]:
         a, b = dim_zero_cat(self.images), dim_zero_cat(self.reconstructions)

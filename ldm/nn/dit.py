@@ -101,19 +101,20 @@ class DiT(Network):
         position: Literal["sincos", "rope"] = "sincos",
         qk_norm: bool = False,
         swiglu: bool = False,
+        learn_variance: bool = False,
         recompute: bool = False,
     ) -> None:
         super().__init__()
         if dim % heads or dim // heads % 4 or dim % 4:
             raise ValueError(f"a DiT of width {dim} with {heads} heads; allowed are heads of a multiple of 4 channels that fill the width")
         self.in_channels, self.vector_dim, self.dim, self.patch = in_channels, vector_dim, dim, patch
-        self.position, self.recompute = position, recompute
+        self.position, self.learn_variance, self.recompute = position, learn_variance, recompute
         self.time_embed = nn.Sequential(nn.Linear(FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.vector_embed = nn.Linear(vector_dim, dim) if vector_dim else None
         self.stem = nn.Linear((in_channels + concat_channels) * patch**2, dim)
         self.blocks = nn.ModuleList(Block(dim, heads, position == "rope", qk_norm, swiglu) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.modulation, self.head = zero(nn.Linear(dim, 2 * dim)), zero(nn.Linear(dim, in_channels * patch**2))
+        self.modulation, self.head = zero(nn.Linear(dim, 2 * dim)), zero(nn.Linear(dim, in_channels * (1 + learn_variance) * patch**2))
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         if x.shape[-1] % self.patch or x.shape[-2] % self.patch:

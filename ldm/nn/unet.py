@@ -1,10 +1,11 @@
 """The ADM/LDM UNet (arXiv:2105.05233, arXiv:2112.10752)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ldm.interfaces import Cond, Network
 from ldm.nn.attention import SelfAttention, SpatialTransformer, timestep_embedding
@@ -29,12 +30,33 @@ class Stage(nn.Module):
         return x if self.resample is None else self.resample(x)
 
 
+def descent(
+    channels: int,
+    multipliers: Sequence[int],
+    num_blocks: int,
+    block: Callable[[int, int], ResBlock],
+    attention: Callable[[int, int], nn.Module | None],
+) -> tuple[nn.ModuleList, list[int]]:
+    """The UNet's way down, and the widths of all feature maps on it, the stem's first.  attention takes level and width."""
+    layers, widths = nn.ModuleList(), [channels]
+    for level, multiplier in enumerate(multipliers):
+        for _ in range(num_blocks):
+            outs = channels * multiplier
+            layers.append(Stage(block(widths[-1], outs), attention(level, outs)))
+            widths.append(outs)
+        if level < len(multipliers) - 1:
+            layers.append(Downsample(widths[-1], asymmetric=False))
+            widths.append(widths[-1])
+    return layers, widths
+
+
 class UNet(Network):
     """F(x, t, cond): x (B, in_channels, h, w) [+ cond.concat], h and w divisible by patch * 2^(levels - 1).
 
     channels * multipliers[i]: width of level i; attention_levels: the i with attention (the middle always has it);
     token_dim > 0: spatial transformers on cond.tokens; vector_dim > 0: cond.vector joins the time embedding;
-    patch: the stem works on patch x patch unshuffled pixels, patch^2 times cheaper.
+    patch: the stem works on patch x patch unshuffled pixels, patch^2 times cheaper; heads > 0: so many everywhere (SD 1: 8), instead of
+    heads of head_channels; recompute: stages keep only their input and run again in backward.
     """
 
     def __init__(
@@ -51,11 +73,15 @@ class UNet(Network):
         scale_shift: bool = True,
         dropout: float = 0.0,
         patch: int = 1,
+        heads: int = 0,
+        learn_variance: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if bad := [level for level in attention_levels if not 0 <= level < len(multipliers)]:
             raise ValueError(f"attention_levels has {bad[0]}; the UNet's levels are 0 to {len(multipliers) - 1}")
         self.in_channels, self.vector_dim, self.channels, self.patch = in_channels, vector_dim, channels, patch
+        self.learn_variance, self.recompute = learn_variance, recompute
         self.multiple = patch * 2 ** (len(multipliers) - 1)
         embed_dim, area = 4 * channels, patch**2
         self.time_embed = nn.Sequential(nn.Linear(channels, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
@@ -65,31 +91,33 @@ class UNet(Network):
             return ResBlock(ins, outs, embed_dim, dropout, scale_shift, zero_init=True, eps=EPS)
 
         def attention(width: int) -> nn.Module:
-            heads = max(1, width // head_channels)
+            count = heads or max(1, width // head_channels)
             if token_dim:
-                return SpatialTransformer(width, heads, token_dim, dropout=dropout)
-            return SelfAttention(width, heads, zero_init=True, eps=EPS)
+                return SpatialTransformer(width, count, token_dim, dropout=dropout)
+            return SelfAttention(width, count, zero_init=True, eps=EPS)
 
         self.stem = nn.Conv2d((in_channels + concat_channels) * area, channels, 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        width, skips = channels, [channels]
-        for level, multiplier in enumerate(multipliers):
-            for _ in range(num_blocks):
-                outs = channels * multiplier
-                self.down.append(Stage(block(width, outs), attention(outs) if level in attention_levels else None))
-                width = outs
-                skips.append(width)
-            if level < len(multipliers) - 1:
-                self.down.append(Downsample(width, asymmetric=False))
-                skips.append(width)
+
+        def mixing(level: int, width: int) -> nn.Module | None:
+            return attention(width) if level in attention_levels else None
+
+        self.down, skips = descent(channels, multipliers, num_blocks, block, mixing)
+        width = skips[-1]
         self.middle = nn.ModuleList([Stage(block(width, width), attention(width)), Stage(block(width, width), None)])
+        self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for index in range(num_blocks + 1):
                 outs, last = channels * multiplier, index == num_blocks and level > 0
-                mixing = attention(outs) if level in attention_levels else None
-                self.up.append(Stage(block(width + skips.pop(), outs), mixing, Upsample(outs) if last else None))
+                self.up.append(Stage(block(width + skips.pop(), outs), mixing(level, outs), Upsample(outs) if last else None))
                 width = outs
-        self.head = NormActConv(width, in_channels * area, EPS, zero_init=True)
+        self.head = NormActConv(width, in_channels * (1 + learn_variance) * area, EPS, zero_init=True)
+
+    def run(self, stage: nn.Module, h: Tensor, embedding: Tensor, cond: Cond) -> Tensor:
+        if not isinstance(stage, Stage):
+            return stage(h)
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(stage, h, embedding, cond, use_reentrant=False)
+        return stage(h, embedding, cond)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         if x.shape[-1] % self.multiple or x.shape[-2] % self.multiple:
@@ -105,10 +133,10 @@ class UNet(Network):
         h = self.stem(F.pixel_unshuffle(x, self.patch))
         skips = [h]
         for layer in self.down:
-            h = layer(h, embedding, cond) if isinstance(layer, Stage) else layer(h)
+            h = self.run(layer, h, embedding, cond)
             skips.append(h)
         for stage in self.middle:
-            h = stage(h, embedding, cond)
+            h = self.run(stage, h, embedding, cond)
         for stage in self.up:
-            h = stage(torch.cat([h, skips.pop()], dim=1), embedding, cond)
+            h = self.run(stage, torch.cat([h, skips.pop()], dim=1), embedding, cond)
         return F.pixel_shuffle(self.head(h), self.patch)

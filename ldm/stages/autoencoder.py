@@ -3,21 +3,22 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
+from ldm import model_folder
 from ldm.interfaces import Adversary, Autoencoder, AutoencoderLoss, Batch, ReconstructionMetric
-from ldm.stages import training
+from ldm.ranges import to_float
 from ldm.stages.health import CodeUsage, LatentMoments
 from ldm.stages.optim import AdamW, Part, configure
+from ldm.stages.training import TrainingStage, first_stage_of, freeze_parts
 
 Logs = dict[str, Tensor]
 
 
-class AutoencoderStage(L.LightningModule):
+class AutoencoderStage(TrainingStage):
     """Minimises reconstruction error per pixel value + losses + the bottleneck's penalty + the adversary's.
 
     losses: further terms of the reconstruction error.  learn_variance: the error becomes error / exp(s) + s, s learned (LDM's logvar).
@@ -41,8 +42,10 @@ class AutoencoderStage(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.model = training.start_from(autoencoder, init)
-        training.freeze(autoencoder, freeze)
+        self.model = autoencoder
+        if init is not None:
+            model_folder.load_weights(autoencoder, first_stage_of(init).state_dict(), init)
+        freeze_parts(autoencoder, freeze)
         if adversary is not None and not autoencoder.last_layer.requires_grad:
             raise ValueError(
                 f"freeze is {list(freeze)}, which leaves the adversary nothing to train: leave the decoder out, or set adversary to null"
@@ -57,7 +60,7 @@ class AutoencoderStage(L.LightningModule):
         self.usage = CodeUsage(autoencoder.num_codes) if autoencoder.num_codes else None
 
     def setup(self, stage: str) -> None:
-        made, wanted = training.training_data(self).channels, self.model.image_channels
+        made, wanted = self.data.channels, self.model.image_channels
         if made != wanted:
             raise ValueError(
                 f"the images have {made} channels, the autoencoder takes {wanted}: set model.autoencoder.image_channels to {made}"
@@ -83,8 +86,8 @@ class AutoencoderStage(L.LightningModule):
         return total / self.log_variance.exp() + self.log_variance, logs
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        training.seed_step(self, self.seed, batch_idx)
-        x = training.images_of(batch)
+        self.seed_step(batch_idx)
+        x = to_float(batch["image"])
         reconstruction, latent = self.model(x)
         with torch.autocast(x.device.type, enabled=False):
             reconstruction = reconstruction.float()
@@ -114,11 +117,6 @@ class AutoencoderStage(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.model.after_step()
 
-    def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        training.clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
-
     def reconstruct(self, x: Tensor) -> Tensor:
         """x (B,3,H,W) in [-1,1] -> what the decoder makes of the posterior's mode, clamped to [-1, 1]."""
         return self.model.decode(self.model.encode(x).mode()).clamp(-1, 1)
@@ -126,7 +124,7 @@ class AutoencoderStage(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if not batch["id"]:
             return
-        x = training.images_of(batch)
+        x = to_float(batch["image"])
         z = self.model.encode(x).mode()
         reconstruction = self.model.decode(z).float().clamp(-1, 1)
         self.psnr(reconstruction, x)
@@ -149,14 +147,8 @@ class AutoencoderStage(L.LightningModule):
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Images above their reconstructions, each (2N,3,H,W) in [-1,1]."""
-        x = training.images_of(batch)[:8]
+        x = to_float(batch["image"])[:8]
         return {"reconstructions": torch.cat([x, self.reconstruct(x)])}
-
-    def card(self) -> dict[str, Any]:
-        return training.card(self)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        training.add_to_checkpoint(self, checkpoint)
 
     def configure_optimizers(self) -> Any:
         generator = [p for p in (*self.model.parameters(), self.log_variance) if p.requires_grad]

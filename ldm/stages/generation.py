@@ -3,9 +3,8 @@
 noise -> schedule.prior -> sampler(guidance(denoiser, cond, null)) -> latents.to_images
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import lightning as L
@@ -17,7 +16,8 @@ from ldm import model_folder
 from ldm.diffusion.guidance import CFG
 from ldm.diffusion.samplers import DPMSolverPP2M
 from ldm.diffusion.schedule import Spacing
-from ldm.interfaces import Batch, Denoise, Guidance, Sampler
+from ldm.diffusion.variance import LearnedNoise
+from ldm.interfaces import Guidance, Sampler
 from ldm.stages.model import LatentDiffusion
 
 LANES = 8  # images per network call, the last call padded: arithmetic of another batch size rounds differently
@@ -46,7 +46,13 @@ class Recipe:
     steps: int = 25
     spacing: Spacing = "trailing"
 
+    @classmethod
+    def of(cls, card: Mapping[str, Any]) -> "Recipe":
+        """The one that a model's card has."""
+        return cls(**model_folder.build(card["recipe"]))
 
+
+@torch.inference_mode(False)  # a guidance may need gradients
 @torch.no_grad()
 def generate(
     model: LatentDiffusion, requests: Sequence[Request], recipe: Recipe, classes: Sequence[str] = (), lanes: int = LANES,
@@ -72,30 +78,14 @@ def _generate(model: LatentDiffusion, requests: list[Request], recipe: Recipe, c
 
     asked = [model.conditioner.request(request.condition, classes) for request in requests]
     batch: dict[str, Any] = {key: torch.tensor([entry[key] for entry in asked], device=device) for key in asked[0]}
-    cond, null = model.conditioner.encode(batch, latents.to_latents), model.conditioner.null(batch)
-    weaker = _weaker(recipe.guidance.weaker, model, batch) if recipe.guidance.weaker else None
-    denoise = recipe.guidance.guide(denoiser.predict, cond, null, weaker)
     sigmas = denoiser.schedule.steps(recipe.steps, recipe.spacing)
     z = denoiser.schedule.prior(noise(), sigmas[0])
-    for state in recipe.sampler.steps(denoise, z, sigmas, noise):
+    learned = LearnedNoise(denoiser, sigmas, noise) if denoiser.network.learn_variance else None
+    denoise = model.guided(batch, recipe.guidance, learned.predict if learned else None)
+    for state in recipe.sampler.steps(denoise, z, sigmas, learned.noise if learned else noise):
         z = state
         progress()
     return latents.to_images(z).clamp(-1, 1)
-
-
-@lru_cache(maxsize=1)
-def _second_model(path: str) -> LatentDiffusion:
-    return model_folder.load(path).model
-
-
-def _weaker(path: str, model: LatentDiffusion, batch: Batch) -> Denoise:
-    """What the model at `path` predicts for the same batch, in the same latents."""
-    other = _second_model(path).to(model.latents.shift.device)
-    mine, theirs = (m.latents.state_dict() if isinstance(m, LatentDiffusion) else {} for m in (model, other))
-    if mine.keys() != theirs.keys() or not all(torch.equal(mine[name], theirs[name]) for name in mine if name != "count"):
-        raise ValueError(f"the weaker model {path!r} does not work in the same latents: train both on one first stage and the same data")
-    cond = other.conditioner.encode(batch, other.latents.to_latents)
-    return lambda x, sigma: other.denoiser.predict(x, sigma, cond)
 
 
 class Generation(L.LightningModule):

@@ -1,11 +1,16 @@
-"""A whole latent diffusion model as one module: what stage 2 trains, a model folder stores and `predict` loads."""
+"""Whole models as one module: what is trained in latents, a model folder stores and `predict` loads."""
 
+from functools import lru_cache
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from ldm import model_folder
 from ldm.diffusion.denoiser import Denoiser, Prediction
-from ldm.interfaces import Autoencoder, Buildable, Conditioner, Network, NoiseSchedule
+from ldm.diffusion.guidance import Predict
+from ldm.interfaces import Autoencoder, Batch, Buildable, Classifier, Conditioner, Denoise, Guidance, Network, NoiseSchedule
 from ldm.stages.latents import LatentSpace
 
 
@@ -33,3 +38,59 @@ class LatentDiffusion(Buildable, nn.Module):
     def compile(self, *args: Any, **options: Any) -> None:
         """The part that is trained."""
         self.denoiser.network.compile(*args, **options)
+
+    def guiding(self, batch: Batch) -> Denoise:
+        """As the second model of a guidance: its own D for the batch's condition."""
+        cond = self.conditioner.encode(batch, self.latents.to_latents)
+        return lambda x, sigma: self.denoiser.predict(x, sigma, cond)
+
+    def guided(self, batch: Batch, guidance: Guidance, predict: Predict | None = None) -> Denoise:
+        """D for the batch's condition; predict: something instead of the denoiser's."""
+        cond, null = self.conditioner.encode(batch, self.latents.to_latents), self.conditioner.null(batch)
+        second = None if guidance.second is None else beside(guidance.second, self.latents).model.guiding(batch)
+        return guidance.guide(predict or self.denoiser.predict, cond, null, second)
+
+
+class NoisyClassifier(Buildable, nn.Module):
+    """Tells the class of noisy latents, for classifier guidance (section 4, arXiv:2105.05233)."""
+
+    def __init__(self, autoencoder: Autoencoder, network: Classifier, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        if network.in_channels != autoencoder.channels:
+            raise ValueError(
+                f"the network takes {network.in_channels} latent channels, the latents have {autoencoder.channels}: "
+                f"set the network's in_channels to {autoencoder.channels}"
+            )
+        self.latents, self.network, self.schedule = LatentSpace(autoencoder), network, schedule
+
+    def logits(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """(B, num_classes) of x (B,C,h,w) = z0 + sigma (() or (B,)) * noise."""
+        scale = self.schedule.scale(sigma.double()).view(-1, *[1] * (x.ndim - 1)).to(x)
+        return self.network(x * scale, self.schedule.t(sigma).to(x.device, torch.float32).expand(len(x))).float()
+
+    def guiding(self, batch: Batch) -> Denoise:
+        """As the second model of a guidance: grad log p(label | x), 0 for images without a label."""
+        label, known = batch["label"], (batch["label"] >= 0) & (batch["label"] < self.network.num_classes)
+
+        def gradient(x: Tensor, sigma: Tensor) -> Tensor:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                log_p = -F.cross_entropy(self.logits(x, sigma), label.where(known, 0), reduction="none")
+                return torch.autograd.grad((log_p * known).sum(), x)[0]
+
+        return gradient
+
+
+LatentModel = LatentDiffusion | NoisyClassifier
+
+
+@lru_cache(maxsize=2)
+def beside(path: str, latents: LatentSpace) -> model_folder.Loaded:
+    """Another model, which must work in the same latents, frozen and on their device; loaded once."""
+    loaded = model_folder.load(path)
+    mine, theirs = latents.state_dict(), loaded.model.latents.state_dict() if isinstance(loaded.model, LatentModel) else {}
+    same = mine.keys() == theirs.keys() and all(torch.equal(mine[name].cpu(), theirs[name]) for name in mine if name != "count")
+    if not same:
+        raise ValueError(f"the model {path!r} does not work in the same latents: train both on one first stage and the same data")
+    loaded.model.to(latents.shift.device).requires_grad_(False)
+    return loaded

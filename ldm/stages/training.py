@@ -1,66 +1,100 @@
-"""What both training stages share: they are siblings, and each calls these."""
+"""What the training stages share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ldm import model_folder
-from ldm.interfaces import Autoencoder, Batch, TrainingData
+from ldm.interfaces import Autoencoder, Batch, Posterior, TrainingData
+from ldm.ranges import to_float
+from ldm.stages.latents import LatentSpace
 
 
-def seed_step(module: L.LightningModule, seed: int, batch_idx: int) -> None:
-    """Noise, timesteps and dropout depend on (seed, rank, epoch, batch) alone, so a resumed run repeats none and skips none."""
-    torch.manual_seed(hash((seed, module.global_rank, module.current_epoch, batch_idx)) % 2**32)
+class TrainingStage(L.LightningModule):
+    """The plumbing of a stage: `model` is what is trained, averaged and stored; all that is random depends on `seed`."""
+
+    model: Any  # an nn.Module and Buildable
+    seed: int
+
+    @property
+    def data(self) -> TrainingData:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, TrainingData):
+            raise ValueError("training needs a data module of ldm.data: pass one with --data or -c configs/data/...")
+        return data
+
+    def seed_step(self, batch_idx: int) -> None:
+        """Noise, timesteps and dropout depend on (seed, rank, epoch, batch) alone, so a resumed run repeats none and skips none."""
+        torch.manual_seed(hash((self.seed, self.global_rank, self.current_epoch, batch_idx)) % 2**32)
+
+    @contextmanager
+    def fixed_noise(self, batch_idx: int) -> Iterator[None]:
+        """The same random numbers for a held-out batch in every validation."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(batch_idx)
+            yield
+
+    def require_classes(self, part: str, wanted: int, hint: str = "") -> None:
+        """part: the model's one that has so many classes."""
+        found = self.data.classes
+        if wanted != len(found):
+            raise ValueError(
+                f"the {part} has {wanted} classes, the data {len(found)} ({', '.join(found[:12])}): "
+                f"set model.{part}.num_classes to {len(found)}{hint}"
+            )
+
+    def cache_latents(self, latents: LatentSpace) -> None:
+        """Where the data module has a cache: into it."""
+        self.data.cache_latents(latents.moments, model_folder.fingerprint(latents.autoencoder), self.device)
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Each parameter group by itself: a large gradient of the discriminator must not shrink the generator's."""
+        if not gradient_clip_val:
+            return
+        if (scaler := getattr(self.trainer.precision_plugin, "scaler", None)) is not None:
+            scaler.unscale_(optimizer)  # Lightning leaves this to the fused optimizer, which is too late
+        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+        for group in optimizer.param_groups:
+            clip(group["params"], gradient_clip_val)
+
+    def pictures(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """What to show after a validation: (N,3,H,W) in [-1,1] by name."""
+        return {}
+
+    def card(self) -> dict[str, Any]:
+        """Facts that a model folder keeps beside the weights."""
+        data = self.data
+        return {"stage": type(self).__name__, "classes": list(data.classes), "size": int(data.size), "steps": int(self.trainer.global_step)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The model's description goes into the checkpoint, so that it can be rebuilt from it alone."""
+        entry = checkpoint.setdefault(model_folder.CHECKPOINT_KEY, {})
+        entry |= {"model": model_folder.describe(self.model), "card": self.card()}
 
 
-def training_data(module: L.LightningModule) -> TrainingData:
-    data = getattr(module.trainer, "datamodule", None)
-    if not isinstance(data, TrainingData):
-        raise ValueError("training needs a data module of ldm.data: pass one with --data or -c configs/data/...")
-    return data
+def posterior_of(latents: LatentSpace, batch: Batch) -> Posterior:
+    """Of a batch of images, or of moments from a cache."""
+    if "moments" in batch:
+        return latents.autoencoder.posterior(batch["moments"])
+    with torch.no_grad():
+        return latents.autoencoder.encode(to_float(batch["image"]))
 
 
-def images_of(batch: Batch) -> Tensor:
-    """uint8 (B,3,H,W) -> [-1, 1]."""
-    return batch["image"].float() / 127.5 - 1
-
-
-def card(module: L.LightningModule) -> dict[str, Any]:
-    """Facts that a model folder keeps beside the weights."""
-    data = training_data(module)
-    return {"stage": type(module).__name__, "classes": list(data.classes), "size": int(data.size), "steps": int(module.trainer.global_step)}
-
-
-def add_to_checkpoint(module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-    """The model's description goes into the checkpoint, so that it can be rebuilt from it alone."""
-    entry = checkpoint.setdefault(model_folder.CHECKPOINT_KEY, {})
-    entry |= {"model": model_folder.describe(module.model), "card": module.card()}  # type: ignore[operator]
-
-
-def clip_gradients(module: L.LightningModule, optimizer: torch.optim.Optimizer, value: float | None, algorithm: str | None) -> None:
-    """Each parameter group by itself: a large gradient of the discriminator must not shrink the generator's."""
-    if not value:
-        return
-    if (scaler := getattr(module.trainer.precision_plugin, "scaler", None)) is not None:
-        scaler.unscale_(optimizer)  # Lightning leaves this to the fused optimizer, which is too late
-    clip = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_
-    for group in optimizer.param_groups:
-        clip(group["params"], value)
-
-
-def start_from(autoencoder: Autoencoder, path: str | None) -> Autoencoder:
-    """The same module, with the weights of a model folder or checkpoint (of stage 1, or of a stage 2 that holds such a first stage)."""
-    if path is not None:
-        found = model_folder.load(path).model
-        latents = getattr(found, "latents", None)
-        model_folder.load_weights(autoencoder, (found if latents is None else latents.autoencoder).state_dict(), path)
+def first_stage_of(path: str) -> Autoencoder:
+    """The autoencoder of a model folder or checkpoint of stage 1, or of a stage 2 that holds one."""
+    found = model_folder.load(path).model
+    autoencoder = found if isinstance(found, Autoencoder) else found.latents.autoencoder
+    assert isinstance(autoencoder, Autoencoder)
     return autoencoder
 
 
-def freeze(module: nn.Module, beginnings: Sequence[str]) -> None:
+def freeze_parts(module: nn.Module, beginnings: Sequence[str]) -> None:
     for beginning in beginnings:
         chosen = [parameter for name, parameter in module.named_parameters() if name.startswith(beginning)]
         if not chosen:

@@ -1,0 +1,72 @@
+"""Beside stage 2: train a classifier of noisy latents, for classifier guidance."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm import model_folder
+from ldm.diffusion.objective import Uniform
+from ldm.interfaces import Batch, Classifier, TimeSampler
+from ldm.stages.model import LatentDiffusion, NoisyClassifier
+from ldm.stages.optim import AdamW, Part, configure
+from ldm.stages.training import TrainingStage, posterior_of
+
+
+class ClassifierStage(TrainingStage):
+    """Minimises the cross-entropy of the class of z0 + sigma * noise (section 4, arXiv:2105.05233); images without a class are left out.
+
+    diffusion: model folder or checkpoint of the stage 2 to be guided, whose latents and schedule the classifier takes over.
+    """
+
+    def __init__(
+        self,
+        diffusion: str,
+        network: Classifier,
+        times: TimeSampler = Uniform(),  # noqa: B008  frozen
+        optimizer: AdamW = AdamW(weight_decay=0.05),  # noqa: B008  frozen
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        found = model_folder.load(diffusion).model
+        if not isinstance(found, LatentDiffusion):
+            raise ValueError(f"diffusion is {diffusion!r}, which holds a {type(found).__name__}: give a model of stage 2 (DiffusionStage)")
+        self.model = NoisyClassifier(found.latents.autoencoder, network, found.denoiser.schedule)
+        self.model.latents.load_state_dict(found.latents.state_dict())
+        self.times, self.optimizer, self.seed = times, optimizer, seed
+
+    def on_fit_start(self) -> None:
+        self.require_classes("network", self.model.network.num_classes)
+        self.cache_latents(self.model.latents)
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and accuracy, () each, over the images that have a class."""
+        latents, schedule, label = self.model.latents, self.model.schedule, batch["label"]
+        posterior = posterior_of(latents, batch)
+        z0 = latents.to_latents(posterior, torch.randn_like(posterior.mode()))
+        sigma = schedule.sigma(self.times.sample(torch.rand(len(z0), device=z0.device, dtype=torch.float64), schedule))
+        logits, known = self.model.logits(z0 + sigma.view(-1, 1, 1, 1).to(z0) * torch.randn_like(z0), sigma), label >= 0
+        error = F.cross_entropy(logits, label.where(known, 0), reduction="none")
+        count = known.sum().clamp(min=1)
+        return (error * known).sum() / count, (logits.argmax(1) == label).sum() / count
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.seed_step(batch_idx)
+        loss, accuracy = self._loss(batch)
+        self.log_dict({"train/loss": loss, "train/accuracy": accuracy}, prog_bar=True, batch_size=len(batch["id"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """On held-out images, always with the same noise and steps."""
+        if not batch["id"]:
+            return
+        with self.fixed_noise(batch_idx):
+            loss, accuracy = self._loss(batch)
+        options: dict[str, Any] = {"prog_bar": True, "on_epoch": True, "sync_dist": True, "batch_size": len(batch["id"])}
+        self.log_dict({"val/loss": loss, "val/accuracy": accuracy}, **options)
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> Any:
+        return configure([Part([p for p in self.parameters() if p.requires_grad], self.optimizer)], self.trainer.max_steps)
