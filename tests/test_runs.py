@@ -1,6 +1,7 @@
 """fit, encode, validate, predict end to end at toy size: what they write, that they are exact, that they resume."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -58,7 +60,7 @@ def test_latent_statistics_are_those_of_the_training_images(trained: Path) -> No
     latents = model_folder.load(trained / "diffusion" / "model").model.latents
     assert int(latents.count) == 1797 - 180
     assert latents.size.tolist() == [8, 8]
-    moments = torch.from_numpy(__import__("numpy").load(next((trained / "latents").glob("*/moments.npy")))[0]).float()
+    moments = torch.from_numpy(np.load(next((trained / "latents").glob("*/moments.npy")))[0]).float()
     mean, log_variance = moments.chunk(2, dim=1)
     std = (mean.var((0, 2, 3)) + log_variance.exp().mean((0, 2, 3))).sqrt()
     torch.testing.assert_close(latents.shift, mean.mean((0, 2, 3)), atol=0.02, rtol=0)
@@ -297,6 +299,33 @@ def test_a_classifier_of_noisy_latents_is_trained_and_guides(trained: Path, tmp_
     assert "does not work in the same latents" in capsys.readouterr().err
     assert main(["fit", *CSV, *QUIET, *config, "--model.diffusion", classifier]) == 1
     assert "give a model of stage 2" in capsys.readouterr().err
+
+
+def test_an_average_is_chosen_after_training_by_its_distance_to_real_images(trained: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(trained / "autoencoder" / "model", tmp_path / "autoencoder" / "model")
+    run = stage2(tmp_path, "--trainer.limit_val_batches=1", steps=6)
+    position = run.index("trainer/csv.yaml") + 1
+    every = "--trainer.callbacks.init_args.every_n_steps=2"
+    assert main([*run[:position], "-c", "trainer/power-ema.yaml", every, *run[position:]]) == 0
+    assert len(list((tmp_path / "diffusion" / "averages").iterdir())) == 6
+    ema = ["ema", "--run", str(tmp_path / "diffusion"), "--out", str(tmp_path / "ema")]
+    assert main([*ema, "--reference=digits", "--num=4", "--candidates=[0.05,0.1]"]) == 0
+    said = capsys.readouterr().out
+    distances = {float(std): float(fd) for std, fd in re.findall(r"length ([\d.]+) +FD-mnv2 ([\d.]+)", said)}
+    assert distances.keys() == {0.05, 0.1}
+    assert model_folder.load(tmp_path / "ema").card["average"] == min(distances, key=distances.__getitem__)
+    assert main(["predict", "--model", str(tmp_path / "ema"), "--num=1", "--steps=2", "--out", str(tmp_path / "out")]) == 0
+    assert main(ema) == 1
+    assert "give either --std, or --reference" in capsys.readouterr().err
+
+
+def test_autoguidance_with_an_earlier_checkpoint_of_the_same_run(trained: Path, tmp_path: Path) -> None:
+    common = ["predict", "--model", str(trained / "diffusion" / "model"), "--num=1", "--steps=2", "--guidance=CFG"]
+    weaker = f"--guidance.weaker={trained}/diffusion/model"
+    for name, options in {"itself": [weaker, "--guidance.scale=5"], "plain": ["--guidance.scale=1"]}.items():
+        assert main([*common, *options, "--out", str(tmp_path / name)]) == 0
+    read = [np.asarray(Image.open(tmp_path / name / "0.png"), dtype=int) for name in ("itself", "plain")]
+    assert np.abs(read[0] - read[1]).max() <= 1, "guided by itself nothing changes"
 
 
 TRAINERS = [

@@ -1,6 +1,6 @@
 """What the perceptual and the adversarial loss do for an autoencoder: three runs on emoji with the same number of steps.
 
-python tools/compare_losses.py [--steps 5000] [--out runs/compare-losses]
+python tools/compare_losses.py [--steps 2500] [--out runs/compare-losses]
 
 Writes table.md, table.json and reconstructions.png (held-out emoji; originals, then a row per run).  Lite0 is the network of the
 perceptual loss; rFD and rKID are measured by another one, MobileNetV2.
@@ -55,7 +55,7 @@ def picture(out: Path, columns: int = 16) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--out", type=Path, default=Path("runs/compare-losses"))
     args = parser.parse_args()
     results = {name: train(options, args.out / str(i), args.steps) for i, (name, options) in enumerate(RUNS.items())}

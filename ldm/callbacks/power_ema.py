@@ -86,13 +86,14 @@ def stored(folder: Path) -> list[tuple[float, int, Path]]:
     return found
 
 
-def reconstruct(folder: Path, std: float) -> dict[str, Tensor]:
-    """The average of length `std` at the last stored step, in fp32."""
+def reconstruct(folder: Path, stds: Sequence[float]) -> list[dict[str, Tensor]]:
+    """The averages of these lengths at the last stored step, in fp32; each file is read once."""
     files = stored(folder)
-    last = max(step for _, step, _ in files)
-    weights = combination([step for _, step, _ in files], [s for s, _, _ in files], last, std)
-    total: dict[str, Tensor] = {}
-    for weight, (_, _, path) in zip(weights, files, strict=True):
+    steps, lengths = [step for _, step, _ in files], [length for length, _, _ in files]
+    weights = np.stack([combination(steps, lengths, max(steps), std) for std in stds])
+    totals: list[dict[str, Tensor]] = [{} for _ in stds]
+    for (_, _, path), shares in zip(files, weights.T, strict=True):
         for name, tensor in safetensors.torch.load_file(path).items():
-            total[name] = total.get(name, torch.zeros(())) + float(weight) * tensor.float()
-    return total
+            for total, share in zip(totals, shares, strict=True):
+                total[name] = total.get(name, torch.zeros(())) + float(share) * tensor.float()
+    return totals

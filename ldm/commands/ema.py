@@ -53,14 +53,14 @@ def ema(
         chosen = torch.linspace(0, len(images) - 1, min(num, len(images))).long().tolist()
         wanted = Statistics.of(measure(network, Chosen(images, chosen), 64, device))
         results = {}
-        for length in candidates:
-            fill(loaded.model, reconstruct(averages, length))
+        for length, weights in zip(candidates, reconstruct(averages, candidates), strict=True):
+            fill(loaded.model, weights)
             made = torch.cat([network(part.to(device)).cpu() for part in pictures(loaded, images, chosen, device).split(64)])
             results[length] = float(frechet_distance(Statistics.of(made), wanted))
             print(f"length {length:<6} FD-{network.name} {results[length]:.4g}", flush=True)
         std = min(results, key=results.__getitem__)
     assert std is not None
-    fill(loaded.model, reconstruct(averages, std))
+    fill(loaded.model, *reconstruct(averages, [std]))
     model_folder.save(loaded.model.cpu(), out, {**loaded.card, "average": std})
     print(f"the average of length {std} is in {out}")
     return 0

@@ -31,9 +31,9 @@ def as_three(x: Tensor) -> Tensor:
     return x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)
 
 
-def standardise(x: Tensor, mean: tuple[float, ...] = IMAGENET[0], std: tuple[float, ...] = IMAGENET[1]) -> Tensor:
+def standardise(x: Tensor) -> Tensor:
     """x (B,3,H,W) in [-1, 1] -> mean 0, standard deviation 1 over ImageNet."""
-    centre, spread = ((torch.tensor(values, device=x.device) * 2).view(3, 1, 1) for values in (mean, std))
+    centre, spread = ((torch.tensor(values, device=x.device) * 2).view(3, 1, 1) for values in IMAGENET)
     return (x + 1 - centre) / spread
 
 
