@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo demo-emoji emoji-model test test-slow lint bench
+.PHONY: help setup demo demo-emoji emoji-model test test-slow lint compare bench
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
@@ -27,5 +27,8 @@ test-slow: .venv/.ready  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 lint: .venv/.ready  ## format and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/hadolint docker/Dockerfile
+compare: .venv/.ready  ## the README's tables of losses, predictions and samplers (2 hours on 2 cores)
+	$(BIN)/python tools/compare_losses.py
+	$(BIN)/python tools/compare_diffusion.py
 bench: .venv/.ready  ## train and sampling steps against diffusers, paired
 	$(BIN)/python tools/benchmark.py

@@ -414,6 +414,37 @@ def test_dpm_solver_pp_2m_in_its_own_variables(tau: list[int]) -> None:
         close(a, b, 1e-9)
 
 
+@pytest.mark.parametrize("tau", [EVERY_FIFTH, UNEVEN], ids=["even", "uneven"])
+def test_dpm_solver_pp_2s_in_its_own_variables(tau: list[int]) -> None:
+    # arXiv:2211.01095, Algorithm 1 with r = 1/2: s lies half-way in lambda
+    schedule = LinearSchedule(50, 1e-4, 0.3)
+    sigmas = sub_sequence(schedule, tau)
+
+    def at(lam: float) -> tuple[float, float, float]:
+        """alpha, sigma and the network's t at half the log-SNR lam."""
+        level = torch.tensor(math.exp(-lam), dtype=torch.float64)
+        return float((1 + level**2).rsqrt()), float(level * (1 + level**2).rsqrt()), float(schedule.t(level))
+
+    def x_theta(x: Tensor, lam: float) -> Tensor:
+        alpha, sigma, t = at(lam)
+        return (x - sigma * wavy(x, torch.full((3,), t, dtype=torch.float64))) / alpha
+
+    x, paper, lams = normal(3, 2, 2, 2), [], [-math.log(float(level)) for level in sigmas[:-1]]
+    for before, after in pairwise(lams):
+        h, middle = after - before, (before + after) / 2
+        (_, sigma_0, _), (alpha_s, sigma_s, _), (alpha, sigma, _) = at(before), at(middle), at(after)
+        u = sigma_s / sigma_0 * x - alpha_s * (math.exp(-h / 2) - 1) * x_theta(x, before)
+        x = sigma / sigma_0 * x - alpha * (math.exp(-h) - 1) * x_theta(u, middle)
+        paper.append(x)
+    paper.append(x_theta(x, lams[-1]))  # to sigma = 0 the step is of first order
+
+    denoiser = Denoiser(Function(lambda x, t, cond: wavy(x, t)), schedule, "eps")
+    prior = schedule.prior(normal(3, 2, 2, 2), sigmas[0])
+    ours = in_vp_variables(DPMSolverPP2S().steps(lambda x, s: denoiser.predict(x, s, Cond()), prior, sigmas, no_noise), sigmas)
+    for a, b in zip(ours, paper, strict=True):
+        close(a, b, 1e-9)
+
+
 def test_heun_in_its_own_variables() -> None:
     # arXiv:2206.00364, Algorithm 1 with sigma(t) = t and s(t) = 1
     def D(x: Tensor, t: Tensor) -> Tensor:

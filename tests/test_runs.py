@@ -319,6 +319,19 @@ def test_an_average_is_chosen_after_training_by_its_distance_to_real_images(trai
     assert "give either --std, or --reference" in capsys.readouterr().err
 
 
+def test_a_negative_class_takes_the_place_of_no_class(trained: Path, tmp_path: Path, capsys) -> None:
+    common = ["predict", "--model", str(trained / "diffusion" / "model"), "--num=1", "--steps=2", "--classes=3", "--guidance=CFG"]
+    runs = {"none": [], "seven": ["--negative=7"], "three": ["--negative=3"], "plain": []}
+    for name, options in runs.items():
+        scale = f"--guidance.scale={1 if name == 'plain' else 4}"
+        assert main([*common, scale, *options, "--out", str(tmp_path / name)]) == 0
+    read = {name: np.asarray(Image.open(tmp_path / name / "0.png"), dtype=int) for name in runs}
+    assert np.abs(read["three"] - read["plain"]).max() <= 1, "away from itself nothing changes"
+    assert (read["seven"] != read["none"]).any()
+    assert main([*common, "--negative=ten", "--out", str(tmp_path / "bad")]) == 1
+    assert "class 'ten' is unknown; allowed: 0, 1" in capsys.readouterr().err
+
+
 def test_autoguidance_with_an_earlier_checkpoint_of_the_same_run(trained: Path, tmp_path: Path) -> None:
     common = ["predict", "--model", str(trained / "diffusion" / "model"), "--num=1", "--steps=2", "--guidance=CFG"]
     weaker = f"--guidance.weaker={trained}/diffusion/model"

@@ -48,6 +48,7 @@ def predict(
     classes: list[str | int] | str | None = None,
     per_class: int = 0,
     unconditional: bool = False,
+    negative: str | int | None = None,
     seed: int = 0,
     sampler: Sampler | None = None,
     guidance: Guidance | None = None,
@@ -70,6 +71,7 @@ def predict(
         classes: class names, first parts of them, or numbers, separated by commas and taken in turn; default: all, evenly spread
         per_class: this many pictures of each class one after the other, instead of num
         unconditional: leave the condition out
+        negative: class that guidance leads away from; default: no class
         seed: picture i depends on (seed, i) and its settings alone
         sampler: Ancestral (eta 0: DDIM, 1: DDPM), Heun or DPMSolverPP2M; default: the model's
         guidance: CFG with its scale; default: the model's
@@ -97,8 +99,8 @@ def predict(
     conditional = loaded.model.conditioner.num_classes and not unconditional
     asked = [str(c).strip() for c in (classes.split(",") if isinstance(classes, str) else classes or [])]
     wanted: Sequence[str | None] = conditions(names, asked, num, per_class) if conditional or asked else [None] * num
-    requests = [Request(first + i, seed, condition) for i, condition in enumerate(wanted)]
-    for condition in set(wanted):
+    requests = [Request(first + i, seed, condition, negative) for i, condition in enumerate(wanted)]
+    for condition in {*wanted, negative}:
         loaded.model.conditioner.request(condition, names)  # says now what is wrong with it
     loaded.model.denoiser.schedule.steps(recipe.steps, spacing)
     folder = Path(out)
@@ -117,7 +119,8 @@ def predict(
 
 def settings(request: Request, recipe: Recipe, loaded: Loaded) -> dict[str, Any]:
     """Everything that decides a picture, as stored in the PNG and in the manifest."""
-    return {"index": request.index, "seed": request.seed, "class": request.condition, **model_folder.describe(vars(recipe)),
+    return {"index": request.index, "seed": request.seed, "class": request.condition, "negative": request.negative,
+            **model_folder.describe(vars(recipe)),
             "model_sha256": loaded.sha256, "ldm": __version__}  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from ldm.diffusion.guidance import CFG
 from ldm.diffusion.samplers import DPMSolverPP2M
 from ldm.diffusion.schedule import Spacing
 from ldm.diffusion.variance import LearnedNoise
-from ldm.interfaces import Guidance, Sampler
+from ldm.interfaces import Batch, Guidance, Sampler
 from ldm.stages.model import LatentDiffusion
 
 LANES = 8  # images per network call, the last call padded: arithmetic of another batch size rounds differently
@@ -30,6 +30,7 @@ class Request:
     index: int
     seed: int = 0
     condition: str | int | None = None
+    negative: str | int | None = None  # what guidance leads away from; None: from no condition
 
     def noise(self, shape: Sequence[int]) -> Callable[[], Tensor]:
         """Standard normal draws of this picture, one after the other."""
@@ -76,12 +77,16 @@ def _generate(model: LatentDiffusion, requests: list[Request], recipe: Recipe, c
     def noise() -> Tensor:
         return torch.stack([draw() for draw in draws]).to(device)
 
-    asked = [model.conditioner.request(request.condition, classes) for request in requests]
-    batch: dict[str, Any] = {key: torch.tensor([entry[key] for entry in asked], device=device) for key in asked[0]}
+    def batch(wanted: list[str | int | None]) -> Batch:
+        asked = [model.conditioner.request(condition, classes) for condition in wanted]
+        return {key: torch.tensor([entry[key] for entry in asked], device=device) for key in asked[0]}
+
+    asked, negatives = batch([request.condition for request in requests]), [request.negative for request in requests]
+    negative = batch(negatives) if any(wanted is not None for wanted in negatives) else None
     sigmas = denoiser.schedule.steps(recipe.steps, recipe.spacing)
     z = denoiser.schedule.prior(noise(), sigmas[0])
     learned = LearnedNoise(denoiser, sigmas, noise) if denoiser.network.learn_variance else None
-    denoise = model.guided(batch, recipe.guidance, learned.predict if learned else None)
+    denoise = model.guided(asked, recipe.guidance, negative, learned.predict if learned else None)
     for state in recipe.sampler.steps(denoise, z, sigmas, learned.noise if learned else noise):
         z = state
         progress()

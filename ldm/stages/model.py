@@ -44,9 +44,10 @@ class LatentDiffusion(Buildable, nn.Module):
         cond = self.conditioner.encode(batch, self.latents.to_latents)
         return lambda x, sigma: self.denoiser.predict(x, sigma, cond)
 
-    def guided(self, batch: Batch, guidance: Guidance, predict: Predict | None = None) -> Denoise:
-        """D for the batch's condition; predict: something instead of the denoiser's."""
-        cond, null = self.conditioner.encode(batch, self.latents.to_latents), self.conditioner.null(batch)
+    def guided(self, batch: Batch, guidance: Guidance, negative: Batch | None = None, predict: Predict | None = None) -> Denoise:
+        """D for the batch's condition; negative: conditions instead of none, predict: something instead of the denoiser's."""
+        cond = self.conditioner.encode(batch, self.latents.to_latents)
+        null = self.conditioner.null(batch) if negative is None else self.conditioner.encode(negative, self.latents.to_latents)
         second = None if guidance.second is None else beside(guidance.second, self.latents).model.guiding(batch)
         return guidance.guide(predict or self.denoiser.predict, cond, null, second)
 
