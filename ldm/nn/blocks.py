@@ -39,7 +39,7 @@ class NormActConv(nn.Module):
         return self.conv(x)
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        if self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the compiler chooses what to recompute
             # the recomputation stops at the last tensor that backward needs: the convolution's input
             return checkpoint(self._forward, x, scale, shift, use_reentrant=False, preserve_rng_state=self.dropout > 0)
         return self._forward(x, scale, shift)
