@@ -366,6 +366,41 @@ class Sampler(Buildable, ABC):
         return x
 
 
+class Given(NamedTuple):
+    """Images that a task works on."""
+
+    y: Tensor  # (B,3,.,.) in [-1,1], as they were given
+    x: Tensor  # (B,3,H,W) the same at the size of the picture
+    mask: Tensor  # (B,1,H,W), 1 where the picture is to be made anew, 0 where x stays
+    z0: Tensor  # (B,C,h,w) latents of x
+    plain: Denoise  # D without guidance, for what x shows
+    to_images: Callable[[Tensor], Tensor]  # latents -> images, with gradients
+
+
+class Task(Buildable, ABC):
+    """What any trained model can do with given images: where sampling starts, and what D may say on the way."""
+
+    @property
+    def shrinks(self) -> int:
+        """How many times smaller than the picture the given image is."""
+        return 1
+
+    def canvas(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B,3,H,W) and mask (B,1,H,W) as the user gave them -> at the size of the picture."""
+        return x, mask
+
+    def start(self, given: Given, noise: Noise, schedule: NoiseSchedule, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+        """The first state and the noise levels from there; by default pure noise and all of them."""
+        return schedule.prior(noise(), sigmas[0]), sigmas
+
+    def wrap(self, denoise: Denoise, given: Given) -> Denoise:
+        return denoise
+
+    def finish(self, pictures: Tensor, given: Given) -> Tensor:
+        """The pictures (B,3,H,W) as the user gets them."""
+        return pictures
+
+
 class TrainingData(ABC):
     """What stage 2 asks of a data module besides its loaders; data.ImageData is one."""
 

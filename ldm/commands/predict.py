@@ -1,8 +1,9 @@
 """ldm predict: pictures from a trained model, on as many devices as a Trainer has."""
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,26 @@ import lightning as L
 import torch
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import ldm.diffusion.guidance
 import ldm.diffusion.multistep
-import ldm.diffusion.samplers  # noqa: F401  makes short class names known
+import ldm.diffusion.samplers
+import ldm.diffusion.tasks  # noqa: F401  makes short class names known
 from ldm import __version__, model_folder
 from ldm.callbacks.writer import PictureWriter, path_of, settings_in
 from ldm.commands.configs import PARSER, find_configs, plain_errors, quiet
-from ldm.data.transforms import as_image, grid, read_pixels
+from ldm.data.transforms import as_image, as_rgb, as_tensor, grid, read_pixels
 from ldm.diffusion.schedule import Spacing
-from ldm.interfaces import Guidance, Sampler
+from ldm.interfaces import Guidance, Sampler, Task
 from ldm.model_folder import Loaded, write_atomically
-from ldm.stages.generation import LANES, Generation, Recipe, Request
+from ldm.ranges import to_float
+from ldm.stages.generation import LANES, Generation, Recipe, Request, Source
 from ldm.stages.model import LatentDiffusion
+
+SILENT: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "callbacks": []}
 
 
 def conditions(names: Sequence[str], wanted: Sequence[str], num: int, per_class: int) -> list[str | None]:
@@ -54,6 +60,12 @@ def predict(
     guidance: Guidance | None = None,
     steps: int | None = None,
     spacing: Spacing = "trailing",
+    task: Task | None = None,
+    image: str | None = None,
+    mask: str | None = None,
+    shows: str | int | None = None,
+    size: tuple[int, int] | None = None,
+    windows: bool = False,
     batch_size: int = 64,
     lanes: int = LANES,
     columns: int = 0,
@@ -77,6 +89,12 @@ def predict(
         guidance: CFG with its scale; default: the model's
         steps: sampling steps; default: the model's
         spacing: which noise levels they visit
+        task: what to do with an image: ImageToImage, Inpaint, Outpaint, RemoveNoise, Edit, Style, Restore
+        image: file that the task works on
+        mask: image of the same shape, white where the picture is to be made anew
+        shows: class of what the image shows, for Edit
+        size: height and width in px, if not the training's
+        windows: make pictures larger than the training's of overlapping windows (MultiDiffusion)
         batch_size: pictures per batch and device; no influence on them
         lanes: pictures per network call; more is faster on a GPU and changes the pictures' last bits
         columns: pictures per row of grid.png; default: per_class, or a square
@@ -87,30 +105,74 @@ def predict(
         raise ValueError(
             f"num is {num}, batch_size {batch_size}, lanes {lanes}, per_class {per_class}: the first three are at least 1, the last 0"
         )
-    loaded = model_folder.load(model, trusted or ())
+    loaded = load(model, trusted or ())
+    names = loaded.card["classes"]
+    given: dict[str, Any] = {"sampler": sampler, "guidance": guidance, "steps": steps, "task": task, "size": size}
+    given = {key: value for key, value in given.items() if value is not None}
+    recipe = replace(Recipe.of(loaded.card), spacing=spacing, windows=windows, **given)
+    conditional = loaded.model.conditioner.num_classes and not unconditional
+    asked = [str(c).strip() for c in (classes.split(",") if isinstance(classes, str) else classes or [])]
+    wanted: Sequence[str | None] = conditions(names, asked, num, per_class) if conditional or asked else [None] * num
+    source = None if image is None else read_source(loaded, recipe, image, mask, shows)
+    requests = [Request(first + i, seed, condition, negative, source) for i, condition in enumerate(wanted)]
+    return make(trainer, loaded, requests, recipe, Path(out), Ways(batch_size, lanes, columns or per_class, overwrite))
+
+
+def load(model: str, trusted: Sequence[str] = ()) -> Loaded:
+    loaded = model_folder.load(model, trusted)
     if not isinstance(loaded.model, LatentDiffusion):
         raise ValueError(
             f"{model!r} holds a {type(loaded.model).__name__}, which makes no pictures: `predict` needs a model of stage 2 (DiffusionStage)"
         )
-    names = loaded.card["classes"]
-    recipe = Recipe.of(loaded.card)
-    given: dict[str, Any] = {"sampler": sampler, "guidance": guidance, "steps": steps, "spacing": spacing}
-    recipe = replace(recipe, **{key: value for key, value in given.items() if value is not None})
-    conditional = loaded.model.conditioner.num_classes and not unconditional
-    asked = [str(c).strip() for c in (classes.split(",") if isinstance(classes, str) else classes or [])]
-    wanted: Sequence[str | None] = conditions(names, asked, num, per_class) if conditional or asked else [None] * num
-    requests = [Request(first + i, seed, condition, negative) for i, condition in enumerate(wanted)]
-    for condition in {*wanted, negative}:
-        loaded.model.conditioner.request(condition, names)  # says now what is wrong with it
-    loaded.model.denoiser.schedule.steps(recipe.steps, spacing)
-    folder = Path(out)
-    pending = _pending(requests, folder, recipe, loaded, overwrite)
+    return loaded
+
+
+def read_source(loaded: Loaded, recipe: Recipe, image: str, mask: str | None, shows: str | int | None) -> Source:
+    """An image and its mask at the size at which the task wants them: cropped to the shape of the picture."""
+    if recipe.task is None:
+        raise ValueError(
+            "an image was given, but no task: give --task, one of ImageToImage, Inpaint, Outpaint, RemoveNoise, Edit, Style, Restore"
+        )
+    height, width = recipe.size or (loaded.card["size"], loaded.card["size"])
+    factor = recipe.task.shrinks
+    facts = {"image": Path(image).name, "image_sha256": hashlib.sha256(Path(image).read_bytes()).hexdigest()}
+    with Image.open(image) as opened:
+        x = to_float(as_tensor(ImageOps.fit(as_rgb(opened), (width // factor, height // factor), Image.Resampling.LANCZOS)))
+    if mask is None:
+        return Source(x, None, facts, shows)
+    with Image.open(mask) as opened, Image.open(image) as original:
+        if opened.size != original.size:
+            raise ValueError(
+                f"the mask {mask!r} has {opened.size[0]}x{opened.size[1]} px, the image {original.size[0]}x{original.size[1]}: they must be alike"
+            )
+        found = as_tensor(ImageOps.fit(opened.convert("L"), (width, height), Image.Resampling.BOX))
+    facts["mask_sha256"] = hashlib.sha256(Path(mask).read_bytes()).hexdigest()
+    return Source(x, (found > 127).float(), facts, shows)
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What does not change a picture (lanes: its last bits)."""
+
+    batch_size: int = 64
+    lanes: int = LANES
+    columns: int = 0
+    overwrite: bool = False
+
+
+def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recipe: Recipe, folder: Path, ways: Ways) -> int:
+    """The pictures that are not in the folder yet, then grid and manifest of all."""
+    for condition in {request.condition for request in requests} | {request.negative for request in requests}:
+        loaded.model.conditioner.request(condition, loaded.card["classes"])  # says now what is wrong with it
+    loaded.model.denoiser.schedule.steps(recipe.steps, recipe.spacing)
+    loaded.model.latents.shape_of(recipe.size)
+    pending = _pending(requests, folder, recipe, loaded, ways.overwrite)
     writer = PictureWriter(folder, lambda request: settings(request, recipe, loaded))
     runner = L.Trainer(**{**trainer, "callbacks": [writer, *(trainer["callbacks"] or [])]})
     if pending:
-        _run(runner, loaded, recipe, pending, batch_size, lanes)
+        _run(runner, loaded, recipe, pending, ways.batch_size, ways.lanes)
     if runner.is_global_zero:
-        _finish(requests, folder, columns or per_class or round(len(requests) ** 0.5))
+        _finish(requests, folder, ways.columns or round(len(requests) ** 0.5))
         print(
             f"{len(pending)} pictures made, {len(requests) - len(pending)} were there: {folder / 'grid.png'}, {folder / 'manifest.jsonl'}"
         )
@@ -119,9 +181,12 @@ def predict(
 
 def settings(request: Request, recipe: Recipe, loaded: Loaded) -> dict[str, Any]:
     """Everything that decides a picture, as stored in the PNG and in the manifest."""
-    return {"index": request.index, "seed": request.seed, "class": request.condition, "negative": request.negative,
-            **model_folder.describe(vars(recipe)),
-            "model_sha256": loaded.sha256, "ldm": __version__}  # fmt: skip
+    asked: dict[str, Any] = {"index": request.index, "seed": request.seed, "class": request.condition, "negative": request.negative}
+    if request.towards is not None:
+        asked |= {"towards": request.towards, "share": request.share}
+    if request.source is not None:
+        asked |= {**request.source.facts, "shows": request.source.shows}
+    return {**asked, **model_folder.describe(vars(recipe)), "model_sha256": loaded.sha256, "ldm": __version__}
 
 
 def _pending(requests: list[Request], folder: Path, recipe: Recipe, loaded: Loaded, overwrite: bool) -> list[Request]:
@@ -158,11 +223,10 @@ def _finish(requests: list[Request], folder: Path, columns: int) -> None:
 
 def main(command: str, arguments: list[str]) -> int:
     quiet()
-    silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "callbacks": []}
     parser = LightningArgumentParser(prog="ldm predict", description="Sample pictures from a trained model.", **PARSER)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with options; can be repeated")
     parser.add_lightning_class_args(L.Trainer, "trainer")
-    parser.set_defaults({f"trainer.{name}": value for name, value in silent.items()})
+    parser.set_defaults({f"trainer.{name}": value for name, value in SILENT.items()})
     parser.add_function_arguments(predict, skip={"trainer"})
     with plain_errors():
         objects = parser.instantiate_classes(parser.parse_args(find_configs(arguments)))

@@ -7,7 +7,7 @@ d(x/sigma)/dlambda = D / sigma: DDIM is Euler's method in either.  The last nois
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -198,6 +198,22 @@ def _relax(x: Tensor, z0: Tensor, h: float, eta: float, s_next: float, noise: No
     """The exact solution over a step h of lambda for a constant D, with eta of the SDE's noise."""
     x = torch.lerp(z0, x, math.exp(-h * (1 + eta)))
     return x + s_next * math.sqrt(-math.expm1(-2 * eta * h)) * noise() if eta and s_next > 0 else x
+
+
+@dataclass(frozen=True)
+class RePaint(Sampler):
+    """Each step of another sampler `times` times, noised again in between (Algorithm 1, arXiv:2201.09865, jumps of one step): what is
+    inpainted comes to agree with what is known.  `times` calls per call of the other."""
+
+    sampler: Sampler = field(default_factory=lambda: Ancestral(1.0))
+    times: int = 5
+
+    def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
+        for i, (s, s_next) in enumerate(levels(sigmas)):
+            for _ in range(self.times - 1 if s_next > 0 else 0):
+                x = self.sampler.sample(denoise, x, sigmas[i : i + 2], noise) + math.sqrt(s**2 - s_next**2) * noise()
+            x = self.sampler.sample(denoise, x, sigmas[i : i + 2], noise)
+            yield x
 
 
 def inverted(sigmas: Tensor) -> Tensor:

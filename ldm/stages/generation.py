@@ -5,7 +5,7 @@ noise -> schedule.prior -> sampler(guidance(denoiser, cond, null)) -> latents.to
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -16,11 +16,21 @@ from ldm import model_folder
 from ldm.diffusion.guidance import CFG
 from ldm.diffusion.samplers import DPMSolverPP2M
 from ldm.diffusion.schedule import Spacing
+from ldm.diffusion.tasks import slerp, windows
 from ldm.diffusion.variance import LearnedNoise
-from ldm.interfaces import Batch, Guidance, Sampler
+from ldm.interfaces import Batch, Given, Guidance, Sampler, Task
 from ldm.stages.model import LatentDiffusion
 
 LANES = 8  # images per network call, the last call padded: arithmetic of another batch size rounds differently
+
+
+class Source(NamedTuple):
+    """An image that a task works on."""
+
+    x: Tensor  # (3,H,W) in [-1,1]
+    mask: Tensor | None  # (1,H,W), 1 where the picture is to be made anew; None: everywhere
+    facts: dict[str, Any]  # what the picture's settings say of it
+    shows: str | int | None = None  # its condition
 
 
 @dataclass(frozen=True)
@@ -31,21 +41,35 @@ class Request:
     seed: int = 0
     condition: str | int | None = None
     negative: str | int | None = None  # what guidance leads away from; None: from no condition
+    source: Source | None = field(default=None, compare=False)
+    towards: int | None = None  # another seed, whose noise is mixed in
+    share: float = 0.0  # of that
 
     def noise(self, shape: Sequence[int]) -> Callable[[], Tensor]:
         """Standard normal draws of this picture, one after the other."""
-        generator = np.random.default_rng([self.seed, self.index])
-        return lambda: torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+
+        def draws(seed: int) -> Callable[[], Tensor]:
+            generator = np.random.default_rng([seed, self.index if self.towards is None else 0])
+            return lambda: torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+
+        if self.towards is None:
+            return draws(self.seed)
+        one, other = draws(self.seed), draws(self.towards)
+        return lambda: slerp(one(), other(), self.share)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How pictures are sampled."""
+    """How pictures are sampled.  size: height and width in px, of other pictures than those of the training; windows: such are made of
+    overlapping windows of the training's size."""
 
     sampler: Sampler = field(default_factory=DPMSolverPP2M)
     guidance: Guidance = field(default_factory=CFG)
     steps: int = 25
     spacing: Spacing = "trailing"
+    task: Task | None = None
+    size: tuple[int, int] | None = None
+    windows: bool = False
 
     @classmethod
     def of(cls, card: Mapping[str, Any]) -> "Recipe":
@@ -70,12 +94,7 @@ def generate(
 
 
 def _generate(model: LatentDiffusion, requests: list[Request], recipe: Recipe, classes: list[str], progress: Callable[[], Any]) -> Tensor:
-    latents, denoiser, device = model.latents, model.denoiser, model.latents.shift.device
-    shape = (latents.autoencoder.channels, *latents.size.tolist())
-    draws = [request.noise(shape) for request in requests]
-
-    def noise() -> Tensor:
-        return torch.stack([draw() for draw in draws]).to(device)
+    latents, denoiser, device, task = model.latents, model.denoiser, model.latents.shift.device, recipe.task
 
     def batch(wanted: list[str | int | None]) -> Batch:
         asked = [model.conditioner.request(condition, classes) for condition in wanted]
@@ -83,14 +102,42 @@ def _generate(model: LatentDiffusion, requests: list[Request], recipe: Recipe, c
 
     asked, negatives = batch([request.condition for request in requests]), [request.negative for request in requests]
     negative = batch(negatives) if any(wanted is not None for wanted in negatives) else None
+    given = None
+    if task is not None:
+        y, mask = (part.to(device) for part in _sources(requests))
+        x, mask = task.canvas(y, mask)
+        plain = model.guiding(batch([request.source.shows if request.source else None for request in requests]))
+        given = Given(y, x, mask, latents.to_latents(x), plain, latents.decode)
+    shape = given.z0.shape[1:] if given else (latents.autoencoder.channels, *latents.shape_of(recipe.size))
+    draws = [request.noise(shape) for request in requests]
+
+    def noise() -> Tensor:
+        return torch.stack([draw() for draw in draws]).to(device)
+
     sigmas = denoiser.schedule.steps(recipe.steps, recipe.spacing)
-    z = denoiser.schedule.prior(noise(), sigmas[0])
     learned = LearnedNoise(denoiser, sigmas, noise) if denoiser.network.learn_variance else None
     denoise = model.guided(asked, recipe.guidance, negative, learned.predict if learned else None)
+    if recipe.windows:
+        denoise = windows(denoise, latents.shape_of(None))
+    if task is None or given is None:
+        z = denoiser.schedule.prior(noise(), sigmas[0])
+    else:
+        denoise = task.wrap(denoise, given)
+        z, sigmas = task.start(given, noise, denoiser.schedule, sigmas)
     for state in recipe.sampler.steps(denoise, z, sigmas, learned.noise if learned else noise):
         z = state
         progress()
-    return latents.to_images(z).clamp(-1, 1)
+    pictures = latents.to_images(z).clamp(-1, 1)
+    return pictures if task is None or given is None else task.finish(pictures, given)
+
+
+def _sources(requests: Sequence[Request]) -> tuple[Tensor, Tensor]:
+    """Images (B,3,H,W) and masks (B,1,H,W)."""
+    sources = [request.source for request in requests if request.source is not None]
+    if len(sources) < len(requests):
+        raise ValueError("this task needs an image: give --image")
+    masks = [torch.ones_like(source.x[:1]) if source.mask is None else source.mask for source in sources]
+    return torch.stack([source.x for source in sources]), torch.stack(masks)
 
 
 class Generation(L.LightningModule):

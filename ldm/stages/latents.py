@@ -39,6 +39,16 @@ class LatentSpace(nn.Module):
         self.count.fill_(count)
         self.size.copy_(torch.tensor(size))
 
+    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """Height and width of the latents of images of `size` px; None: of the training's."""
+        if size is None:
+            height, width = self.size.tolist()
+            return height, width
+        factor = self.autoencoder.factor
+        if size[0] % factor or size[1] % factor or min(size) < factor:
+            raise ValueError(f"pictures of {size[1]}x{size[0]} px: both must be multiples of the autoencoder's factor {factor}")
+        return size[0] // factor, size[1] // factor
+
     @property
     def measured(self) -> bool:
         return int(self.count) > 0
@@ -61,7 +71,11 @@ class LatentSpace(nn.Module):
         posterior = x if isinstance(x, Posterior) else self.autoencoder.encode(x)
         return self.normalise(posterior.mode() if noise is None else posterior.sample(noise))
 
+    def decode(self, z: Tensor) -> Tensor:
+        """As to_images, with gradients."""
+        return self.autoencoder.decode(z * self.scale[:, None, None] + self.shift[:, None, None])
+
     @torch.no_grad()
     def to_images(self, z: Tensor) -> Tensor:
         """z (B,C,h,w) -> x (B,3,H,W), about [-1, 1]."""
-        return self.autoencoder.decode(z * self.scale[:, None, None] + self.shift[:, None, None])
+        return self.decode(z)

@@ -1,0 +1,129 @@
+"""ldm sample: pictures from a trained model, from words instead of classes of samplers and tasks."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
+from ldm.commands.configs import PARSER, plain_errors, quiet
+from ldm.commands.predict import SILENT, Ways, conditions, load, make, read_source
+from ldm.diffusion.samplers import RePaint
+from ldm.diffusion.tasks import Blurred, Edit, Grey, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Smaller, Style
+from ldm.interfaces import Task
+from ldm.stages.generation import Recipe, Request
+
+
+def sample(
+    model: str,
+    classes: str | None = None,
+    negative: str | int | None = None,
+    n: int = 4,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    image: str | None = None,
+    strength: float | None = None,
+    mask: str | None = None,
+    repaint: int = 1,
+    outpaint: list[int] | None = None,
+    edit: str | None = None,
+    upscale: int | None = None,
+    deblur: float | None = None,
+    colourise: bool = False,
+    denoise: float | None = None,
+    style: bool = False,
+    size: str | None = None,
+    between: int | None = None,
+    out: str = "samples",
+    overwrite: bool = False,
+    device: str = "gpu" if torch.cuda.is_available() else "cpu",
+) -> int:
+    """Sample pictures, or do something with an image: with --image alone, pictures like it.
+
+    Args:
+        model: model folder, checkpoint or the name of a shipped model: emoji
+        classes: class names or numbers, separated by commas and taken in turn (--class is the same); default: evenly spread
+        negative: class that guidance leads away from
+        n: number of pictures
+        seed: picture i depends on (seed, i) and its settings alone
+        steps: sampling steps; default: the model's
+        guidance: scale of the model's guidance; 1 is none
+        image: file to start from
+        strength: how much of the image is made anew, 0 (nothing) to 1 (all)
+        mask: image of the same shape: only its white part is made anew
+        repaint: do each step so many times, so that what is made anew agrees better with the rest (5 to 10)
+        outpaint: px to add left, right, top and bottom of the image
+        edit: class of what the image shows; it is turned into --class, keeping its composition
+        upscale: make a picture so many times larger of which the image is a small version
+        deblur: make the picture of which the image is a version with Gaussian blur of so many px
+        colourise: make the picture of which the image is a grey version
+        denoise: make the picture of which the image is a version with noise of so many standard deviations of latents
+        style: new pictures in the colours of the image
+        size: WIDTHxHEIGHT in px, of other pictures than the training's; larger ones are made of overlapping windows
+        between: another seed: the n pictures go from one seed's noise to the other's
+        out: folder for <index>.png, grid.png and manifest.jsonl
+        overwrite: make pictures anew that other settings made
+        device: cpu, gpu
+    """
+    loaded = load(model)
+    tasks: dict[str, tuple[Any, Task]] = {  # the option that asks for it; the last one given counts
+        "image": (image, ImageToImage(*_given(strength))),
+        "mask": (mask, Inpaint(*_given(strength))),
+        "outpaint": (outpaint, Outpaint(1.0 if strength is None else strength, *(outpaint or []))),
+        "edit": (edit, Edit(*_given(strength))),
+        "upscale": (upscale, Restore(Smaller(*_given(upscale)))),
+        "deblur": (deblur, Restore(Blurred(*_given(deblur)))),
+        "colourise": (colourise, Restore(Grey())),
+        "denoise": (denoise, RemoveNoise(*_given(denoise))),
+        "style": (style, Style()),
+    }
+    asked = [name for name, (wanted, _) in tasks.items() if wanted not in (None, False)]
+    if asked and image is None:
+        raise ValueError(f"--{asked[0]} needs an image: give --image FILE")
+    if len(asked) > 2:
+        raise ValueError(f"--{asked[1]} and --{asked[2]} were given together: choose one task")
+    recipe = Recipe.of(loaded.card)
+    if guidance is not None:
+        recipe = replace(recipe, guidance=_scaled(recipe.guidance, guidance))
+    if repaint > 1:
+        recipe = replace(recipe, sampler=RePaint(times=repaint))
+    recipe = replace(
+        recipe, steps=steps or recipe.steps, task=tasks[asked[-1]][1] if asked else None, size=_size(size), windows=size is not None
+    )
+    names = loaded.card["classes"] if loaded.model.conditioner.num_classes else []
+    wanted = conditions(names, [part.strip() for part in (classes or "").split(",") if part.strip()], n, 0)
+    source = None if image is None else read_source(loaded, recipe, image, mask, edit)
+    requests = [Request(i, seed, condition, negative, source) for i, condition in enumerate(wanted)]
+    if between is not None:
+        requests = [replace(r, towards=between, share=i / max(n - 1, 1), condition=wanted[0]) for i, r in enumerate(requests)]
+    return make({**SILENT, "accelerator": device, "devices": 1}, loaded, requests, recipe, Path(out), Ways(overwrite=overwrite))
+
+
+def _given(value: Any) -> tuple[Any, ...]:
+    return () if value is None else (value,)
+
+
+def _scaled(guidance: Any, scale: float) -> Any:
+    if "scale" not in {field.name for field in fields(guidance)}:
+        raise ValueError(f"the model's guidance {type(guidance).__name__} has no scale: leave --guidance out")
+    return replace(guidance, scale=scale)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise ValueError(f"size is {text!r}; give WIDTHxHEIGHT in px, such as 128x64")
+    return int(height), int(width)
+
+
+def main(command: str, arguments: list[str]) -> int:
+    quiet()
+    parser = ArgumentParser(prog="ldm sample", description="Sample pictures, or do something with an image.", **PARSER)
+    parser.add_function_arguments(sample, as_positional=True)
+    arguments = [part.replace("--class", "--classes", 1) if part.split("=")[0] == "--class" else part for part in arguments]
+    with plain_errors():
+        return sample(**vars(parser.instantiate_classes(parser.parse_args(arguments))))
