@@ -142,9 +142,8 @@ def read_source(loaded: Loaded, recipe: Recipe, image: str, mask: str | None, sh
         return Source(x, None, facts, shows)
     with Image.open(mask) as opened, Image.open(image) as original:
         if opened.size != original.size:
-            raise ValueError(
-                f"the mask {mask!r} has {opened.size[0]}x{opened.size[1]} px, the image {original.size[0]}x{original.size[1]}: they must be alike"
-            )
+            sizes = [f"{wide}x{high}" for wide, high in (opened.size, original.size)]
+            raise ValueError(f"the mask {mask!r} has {sizes[0]} px, the image {sizes[1]}: make them alike")
         found = as_tensor(ImageOps.fit(opened.convert("L"), (width, height), Image.Resampling.BOX))
     facts["mask_sha256"] = hashlib.sha256(Path(mask).read_bytes()).hexdigest()
     return Source(x, (found > 127).float(), facts, shows)
