@@ -20,7 +20,7 @@ from ldm.diffusion.denoiser import ROWS, Denoiser
 from ldm.diffusion.guidance import APG, CFG
 from ldm.diffusion.multistep import DEIS, LMS, PLMS, UniPC
 from ldm.diffusion.objective import EDM, P2, LearnedUncertainty, LogitNormal, LogNormal, MinSNR, Simple, Uniform
-from ldm.diffusion.samplers import LCM, Ancestral, DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3M, Euler, Heun, inverted
+from ldm.diffusion.samplers import LCM, Ancestral, DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3M, Euler, Heun, RePaint, inverted
 from ldm.diffusion.schedule import (
     CosineSchedule,
     FlowSchedule,
@@ -55,6 +55,7 @@ SAMPLERS: dict[type, Expected] = {
     LMS: Expected(LMS(), 4, warm=True),
     DEIS: Expected(DEIS(), 3, warm=True),
     PLMS: Expected(PLMS(), 2, lambda n: n + (n > 1)),
+    RePaint: Expected(RePaint(Ancestral(0.0), times=1), 1),
 }
 
 

@@ -66,7 +66,7 @@ class Judge:
     def __call__(self, loaded: model_folder.Loaded, name: str, **changes: Any) -> dict[str, float]:
         recipe = replace(Recipe.of(loaded.card), **changes)
         requests = [Request(i, 0, condition) for i, condition in enumerate(self.conditions)]
-        with tqdm(total=len(requests) * recipe.steps, desc=name, unit="img", unit_scale=1 / recipe.steps) as bar:
+        with tqdm(total=len(requests) * recipe.num_steps, desc=name, unit="img", unit_scale=1 / recipe.num_steps) as bar:
             pictures = generate(loaded.model, requests, recipe, loaded.card["classes"], 4 * LANES, lambda: bar.update(4 * LANES))
         return self._distances(torch.cat([self.network(part) for part in to_uint8(pictures).split(64)]))
 

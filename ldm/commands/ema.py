@@ -95,7 +95,7 @@ def pictures(loaded: model_folder.Loaded, images: Images, chosen: list[int], dev
     names = loaded.card["classes"] if model.conditioner.num_classes else []
     requests = [Request(i, 0, names[i * len(names) // len(chosen)] if names else None) for i in range(len(chosen))]
     recipe = Recipe.of(loaded.card)
-    with tqdm(total=len(chosen) * recipe.steps, desc="Sampling", unit_scale=1 / recipe.steps, unit="img") as bar:
+    with tqdm(total=len(chosen) * recipe.num_steps, desc="Sampling", unit_scale=1 / recipe.num_steps, unit="img") as bar:
         return to_uint8(generate(model, requests, recipe, names, progress=lambda: bar.update(8))).cpu()
 
 

@@ -58,7 +58,7 @@ def predict(
     seed: int = 0,
     sampler: Sampler | None = None,
     guidance: Guidance | None = None,
-    steps: int | None = None,
+    steps: int | list[float] | None = None,
     spacing: Spacing = "trailing",
     task: Task | None = None,
     image: str | None = None,
@@ -87,7 +87,7 @@ def predict(
         seed: picture i depends on (seed, i) and its settings alone
         sampler: Ancestral (eta 0: DDIM, 1: DDPM), Heun or DPMSolverPP2M; default: the model's
         guidance: CFG with its scale; default: the model's
-        steps: sampling steps; default: the model's
+        steps: how many sampling steps, or a list of decreasing steps of the schedule; default: the model's
         spacing: which noise levels they visit
         task: what to do with an image: ImageToImage, Inpaint, Outpaint, RemoveNoise, Edit, Style, Restore
         image: file that the task works on
@@ -204,7 +204,7 @@ def _pending(requests: list[Request], folder: Path, recipe: Recipe, loaded: Load
 
 def _run(trainer: L.Trainer, loaded: Loaded, recipe: Recipe, pending: list[Request], batch_size: int, lanes: int) -> None:
     padded = sum(-(-min(batch_size, len(pending) - start) // lanes) * lanes for start in range(0, len(pending), batch_size))
-    total, per_image = -(-padded // trainer.world_size) * recipe.steps, 1 / recipe.steps
+    total, per_image = -(-padded // trainer.world_size) * recipe.num_steps, 1 / recipe.num_steps
     with tqdm(total=total, desc="Sampling", unit="img", unit_scale=per_image, disable=not trainer.is_global_zero) as bar:
         generation = Generation(loaded.model, pending, recipe, loaded.card["classes"], lanes, lambda: bar.update(lanes))
         positions: Any = range(len(pending))

@@ -65,11 +65,15 @@ class Recipe:
 
     sampler: Sampler = field(default_factory=DPMSolverPP2M)
     guidance: Guidance = field(default_factory=CFG)
-    steps: int = 25
+    steps: int | list[float] = 25  # how many, or which (as NoiseSchedule.steps)
     spacing: Spacing = "trailing"
     task: Task | None = None
     size: tuple[int, int] | None = None
     windows: bool = False
+
+    @property
+    def num_steps(self) -> int:
+        return self.steps if isinstance(self.steps, int) else len(self.steps)
 
     @classmethod
     def of(cls, card: Mapping[str, Any]) -> "Recipe":

@@ -1,0 +1,274 @@
+"""Tasks without training: on the Gaussian oracle, and through `ldm sample` at toy size."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given as for_all
+from hypothesis import strategies as st
+from PIL import Image
+from test_diffusion import MU, C, close, flow, no_noise, normal, oracle, quick, replay
+from torch import Tensor
+
+from ldm.cli import main
+from ldm.diffusion.samplers import Ancestral, Heun, RePaint
+from ldm.diffusion.schedule import LinearSchedule
+from ldm.diffusion.tasks import Blurred, Edit, Grey, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Smaller, Style, slerp, windows
+from ldm.interfaces import Given, Task
+
+SCHEDULE = LinearSchedule()
+
+
+def given(z0: Tensor, mask: Tensor | None = None, y: Tensor | None = None) -> Given:
+    """Images that are their own latents."""
+    return Given(z0 if y is None else y, z0, torch.ones_like(z0[:, :1]) if mask is None else mask, z0, oracle, lambda z: z)
+
+
+def run(task: Task, known: Given, n: int = 50, sampler: Any = None, seed: int = 9) -> Tensor:
+    noise = replay([normal(*known.z0.shape, seed=seed + i) for i in range(1000)])
+    x, sigmas = task.start(known, noise, SCHEDULE, SCHEDULE.steps(n))
+    return task.finish((sampler or Ancestral()).sample(task.wrap(oracle, known), x, sigmas, noise), known)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From an image
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_strength_0_is_the_image_and_strength_1_ignores_it() -> None:
+    one, other = normal(2, 3, 4, 4), normal(2, 3, 4, 4, seed=1)
+    assert torch.equal(run(ImageToImage(0.0), given(one)), one)
+    assert torch.equal(run(ImageToImage(1.0), given(one)), run(ImageToImage(1.0), given(other)))
+    assert torch.equal(run(ImageToImage(1.0), given(one)), run(Task(), given(one)))
+    distances = [float((run(ImageToImage(s), given(one)) - one).norm()) for s in (0.2, 0.5, 0.8)]
+    assert distances == sorted(distances)
+    with pytest.raises(ValueError, match=r"strength is 1\.2; allowed is 0"):
+        ImageToImage(1.2)
+
+
+@quick
+@for_all(strength=st.floats(0.001, 1), n=st.integers(1, 60))
+def test_the_share_of_the_steps_that_is_done(strength: float, n: int) -> None:
+    calls = []
+
+    def counted(x: Tensor, sigma: Tensor) -> Tensor:
+        calls.append(sigma)
+        return oracle(x, sigma)
+
+    z0 = normal(1, 3, 2, 2)
+    x, sigmas = ImageToImage(strength).start(given(z0), lambda: normal(1, 3, 2, 2), SCHEDULE, SCHEDULE.steps(n))
+    Ancestral().sample(counted, x, sigmas, no_noise)
+    assert strength * n <= len(calls) <= strength * n + 1
+
+
+def test_noise_of_a_known_level_is_removed_along_the_flow() -> None:
+    noisy, level = MU + normal(5, 3, 1, 1), 0.7
+    found = run(RemoveNoise(level), given(noisy), n=400, sampler=Heun())
+    close(found, flow(noisy, torch.tensor(level), torch.tensor(0.0)), 1e-3)
+
+
+def test_inversion_finds_the_way_back_better_with_more_steps() -> None:
+    z0 = MU + C * normal(4, 3, 1, 1)
+    errors = [float((run(Edit(0.8), given(z0), n) - z0).abs().max()) for n in (25, 100, 400)]
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+    assert errors[2] < 0.06
+
+
+def test_style_takes_over_the_statistics_of_the_image() -> None:
+    z0 = 3 * normal(2, 3, 8, 8) + 1
+    made = run(Style(until=0.0), given(z0))
+    close(made.mean((2, 3)), z0.mean((2, 3)), 1e-6)
+    close(made.std((2, 3)), z0.std((2, 3)), 1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Inpainting
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(), Ancestral(1.0), RePaint(times=3)], ids=repr)
+def test_what_is_known_stays_bit_for_bit(sampler: Any) -> None:
+    z0, mask = normal(2, 3, 4, 4), (normal(2, 1, 4, 4, seed=1) > 0).double()
+    for strength in (0.4, 1.0):
+        made = run(Inpaint(strength), given(z0, mask), sampler=sampler)
+        assert torch.equal(torch.where(mask == 0, made, 0), torch.where(mask == 0, z0, 0))
+        assert ((made != z0) | (mask == 0)).all()
+
+
+def test_a_latent_is_made_anew_where_any_of_its_pixels_is() -> None:
+    x, mask = normal(1, 3, 8, 8), torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    mask[..., 0, 5] = 1
+    z0 = x[..., ::4, ::4]
+    seen = Inpaint().wrap(lambda x, sigma: x * 0 + 7, Given(x, x, mask, z0, oracle, lambda z: z))(z0, torch.tensor(1.0))
+    assert (seen[..., 0, 1] == 7).all()
+    assert int((seen == 7).sum()) == 3
+
+
+def test_outpainting_keeps_the_image_in_its_place() -> None:
+    x = normal(1, 3, 4, 6)
+    task = Outpaint(left=2, bottom=3)
+    large, mask = task.canvas(x, torch.ones(1, 1, 4, 6))
+    assert large.shape == (1, 3, 7, 8)
+    assert torch.equal(large[..., :4, 2:], x)
+    assert torch.equal(mask[..., :4, 2:], torch.zeros(1, 1, 4, 6))
+    assert int(mask.sum()) == 7 * 8 - 4 * 6
+
+
+def test_repeated_steps_keep_the_marginals() -> None:
+    count, sigmas = 2000, SCHEDULE.steps(1000)
+    draw = torch.Generator().manual_seed(0)
+    noise = lambda: torch.randn(count, 3, 1, 1, generator=draw, dtype=torch.float64)  # noqa: E731
+    made = RePaint(times=3).sample(oracle, SCHEDULE.prior(noise(), sigmas[0]), sigmas, noise)
+    assert float(((made.mean(0) - MU[0]).abs() / (C[0] / count**0.5)).max()) < 4
+    assert float((made.std(0) / C[0] - 1).abs().max()) < 4 / (2 * count) ** 0.5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measurements
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("degradation", [Smaller(4), Blurred(1.5), Grey()], ids=repr)
+def test_a_restored_picture_fits_what_was_measured(degradation: Any) -> None:
+    truth = MU + C * normal(3, 3, 16, 16)
+    y = degradation(truth)
+    task = Restore(degradation)
+    x, _ = task.canvas(y, torch.ones_like(y[:, :1]))
+    assert x.shape == truth.shape
+    error = {}
+    for name, chosen in {"restored": task, "sampled": Task()}.items():
+        made = run(chosen, given(x, y=y), n=100)
+        error[name] = float((degradation(made) - y).square().mean())
+    assert error["restored"] < 0.02 * error["sampled"]
+
+
+def test_degradations_keep_what_is_constant_and_grey_is_luma() -> None:
+    flat = torch.full((1, 3, 16, 16), 0.3)
+    for degradation in (Smaller(4), Blurred(2.0), Grey()):
+        close(degradation(flat), torch.full_like(degradation(flat), 0.3), 1e-6)
+    close(Grey()(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)), torch.full((1, 3, 1, 1), 0.299), 1e-6)
+    impulse = torch.zeros(1, 3, 31, 31)
+    impulse[..., 15, 15] = 1
+    row = Blurred(2.0)(impulse)[0, 0, 15]
+    spread = (row * (torch.arange(31) - 15) ** 2).sum() / row.sum()
+    assert float(spread) == pytest.approx(4, rel=0.02)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Windows, interpolation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@quick
+@for_all(height=st.integers(4, 15), width=st.integers(4, 15), overlap=st.floats(0, 0.9))
+def test_windows_leave_a_local_d_alone(height: int, width: int, overlap: float) -> None:
+    x, sigma, sizes = normal(2, 3, height, width), torch.tensor(0.7), set()
+
+    def local(x: Tensor, sigma: Tensor) -> Tensor:
+        sizes.add(tuple(x.shape[2:]))
+        return oracle(x, sigma)
+
+    close(windows(local, (4, 4), overlap)(x, sigma), oracle(x, sigma), 1e-12)
+    assert sizes == {(4, 4)}
+
+
+@quick
+@for_all(weight=st.floats(0, 1), seed=st.integers(0, 1000))
+def test_slerp_goes_from_one_to_the_other_and_keeps_the_length(weight: float, seed: int) -> None:
+    a, b = normal(3, 8, 8, seed=seed), normal(3, 8, 8, seed=seed + 5000)
+    close(slerp(a, b, 0.0), a, 1e-12)
+    close(slerp(a, b, 1.0), b, 1e-12)
+    between = slerp(a, b, weight)
+    assert 0.97 * min(a.norm(), b.norm()) <= between.norm() <= 1.03 * max(a.norm(), b.norm())
+    close(slerp(a, a, weight), a, 1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> dict[str, str]:
+    """A digit of 64x64 px, a mask of its right half."""
+    from ldm.data.datasets import DigitImages
+    from ldm.data.transforms import as_image
+
+    as_image(DigitImages(64).pixels(3)).save(tmp_path / "three.png")
+    as_image(DigitImages(8).pixels(3)).save(tmp_path / "small.png")
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[:, 32:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    Image.fromarray(mask[:32]).save(tmp_path / "half.png")
+    return {name: str(tmp_path / f"{name}.png") for name in ("three", "small", "mask", "half")}
+
+
+def sample(model: Path, out: Path, *options: str) -> list[np.ndarray]:
+    assert main(["sample", str(model), "--steps=2", "--n=2", "--out", str(out), "--device=cpu", *options]) == 0
+    return [np.asarray(Image.open(out / f"{i}.png"), dtype=int) for i in range(2)]
+
+
+CASES = {
+    "image": ["--image={three}", "--strength=0.5"],
+    "mask": ["--image={three}", "--mask={mask}"],
+    "repaint": ["--image={three}", "--mask={mask}", "--repaint=2"],
+    "outpaint": ["--image={three}", "--outpaint=[8,0,0,8]"],
+    "edit": ["--image={three}", "--edit=3", "--class=8"],
+    "upscale": ["--image={small}", "--upscale=4"],
+    "deblur": ["--image={three}", "--deblur=2"],
+    "colourise": ["--image={three}", "--colourise=true"],
+    "denoise": ["--image={three}", "--denoise=0.3"],
+    "style": ["--image={three}", "--style=true"],
+    "size": ["--size=48x64"],
+    "between": ["--between=7"],
+    "negative": ["--class=3", "--negative=8", "--guidance=4"],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_task_has_an_option_and_its_settings_are_kept(name: str, trained: Path, picture: dict[str, str], tmp_path: Path) -> None:
+    options = [option.format(**picture) for option in CASES[name]]
+    made = sample(trained / "diffusion" / "model", tmp_path / "out", *options)
+    size = {"outpaint": (40, 40), "size": (64, 48)}.get(name, (32, 32))
+    assert made[0].shape == (*size, 3)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert ("image_sha256" in lines[0]) == ("image" in options[0])
+    if name == "between":
+        assert [(line["seed"], line["towards"], line["share"]) for line in lines] == [(0, 7, 0.0), (0, 7, 1.0)]
+    if name in ("mask", "repaint"):
+        shown = np.asarray(Image.open(picture["three"]).resize((32, 32), Image.Resampling.LANCZOS), dtype=int)
+        assert np.array_equal(made[0][:, :16], shown[:, :16]), "what is known has the given pixels"
+
+
+def test_interpolation_ends_in_the_pictures_of_both_seeds(trained: Path, tmp_path: Path) -> None:
+    model = trained / "diffusion" / "model"
+    ends = sample(model, tmp_path / "between", "--between=7", "--class=3")
+    zero, seven = (sample(model, tmp_path / seed, f"--seed={seed}", "--class=3")[0] for seed in ("0", "7"))
+    assert np.array_equal(ends[0], zero)
+    assert np.array_equal(ends[1], seven)
+
+
+MISTAKES = {
+    "--mask={mask}": "--mask needs an image: give --image FILE",
+    "--image={three} --mask={half}": "has 64x32 px, the image 64x64: make them alike",
+    "--image={three} --strength=1.5": "strength is 1.5; allowed is 0",
+    "--image={three} --upscale=2 --deblur=1": "choose one task",
+    "--class=ten": "class 'ten' is unknown; allowed: 0, 1",
+    "--image=nothing.png": "No such file or directory: nothing.png",
+    "--image=pyproject.toml": "cannot identify image file",
+    "--size=30x30": "both must be multiples of the autoencoder's factor 4",
+    "--size=large": "give WIDTHxHEIGHT",
+}
+
+
+@pytest.mark.parametrize("options", MISTAKES)
+def test_a_mistake_is_one_sentence(options: str, trained: Path, picture: dict[str, str], tmp_path: Path, capsys) -> None:
+    arguments = [part.format(**picture) for part in options.split()]
+    command = ["sample", str(trained / "diffusion" / "model"), "--steps=2", "--n=1", "--out", str(tmp_path / "out"), "--device=cpu"]
+    assert main([*command, *arguments]) == 1
+    said = capsys.readouterr().err
+    assert MISTAKES[options] in said
+    assert said.count("\n") == 1
