@@ -207,7 +207,8 @@ def picture(tmp_path: Path) -> dict[str, str]:
 
 
 def sample(model: Path, out: Path, *options: str) -> list[np.ndarray]:
-    assert main(["sample", str(model), "--steps=2", "--n=2", "--out", str(out), "--device=cpu", *options]) == 0
+    steps = [] if any(option.startswith("--steps") for option in options) else ["--steps=2"]
+    assert main(["sample", str(model), *steps, "--n=2", "--out", str(out), "--device=cpu", *options]) == 0
     return [np.asarray(Image.open(out / f"{i}.png"), dtype=int) for i in range(2)]
 
 
@@ -241,6 +242,17 @@ def test_every_task_has_an_option_and_its_settings_are_kept(name: str, trained: 
     if name in ("mask", "repaint"):
         shown = np.asarray(Image.open(picture["three"]).resize((32, 32), Image.Resampling.LANCZOS), dtype=int)
         assert np.array_equal(made[0][:, :16], shown[:, :16]), "what is known has the given pixels"
+
+
+def test_how_a_picture_comes_about_is_shown(trained: Path, tmp_path: Path) -> None:
+    model, out = trained / "diffusion" / "model", tmp_path / "out"
+    made = sample(model, out, "--frames=3", "--steps=4", "--class=3,8")
+    for i in range(2):
+        strip = np.asarray(Image.open(out / f"{i}-steps.png"), dtype=int)
+        assert strip.shape == (36, 2 + 3 * 34, 3)
+        assert np.abs(strip[2:34, 2 + 2 * 34 : -2] - made[i]).max() <= 1, "the last D is the picture"
+        with Image.open(out / f"{i}.gif") as animation:
+            assert animation.n_frames >= 3
 
 
 def test_interpolation_ends_in_the_pictures_of_both_seeds(trained: Path, tmp_path: Path) -> None:

@@ -49,7 +49,11 @@ def test_the_readme_uses_configs_and_options_that_exist(command: list[str], phot
     with pytest.raises(SystemExit, match="0"):
         main([*arguments, shown])
     said = capsys.readouterr().out
-    assert "trainer:" in said if shown == "--print_config" else all(part in said for part in arguments if part.startswith("--") and part != "--class")
+    assert (
+        "trainer:" in said
+        if shown == "--print_config"
+        else all(part in said for part in arguments if part.startswith("--") and part != "--class")
+    )
 
 
 def header_commands() -> list[list[str]]:

@@ -9,8 +9,9 @@ from typing import Any
 import lightning as L
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
-from ldm.data.transforms import as_image
+from ldm.data.transforms import as_image, grid
 from ldm.model_folder import write_atomically
 from ldm.ranges import to_uint8
 from ldm.stages.generation import Request
@@ -36,7 +37,7 @@ def settings_in(path: Path) -> dict[str, Any] | None:
 
 
 class PictureWriter(L.Callback):
-    """`<index>.png` in `folder` as soon as it is made, on every rank."""
+    """`<index>.png` in `folder` as soon as it is made, on every rank; beside it how it came about, where Generation tells."""
 
     def __init__(self, folder: Path, settings: Callable[[Request], dict[str, Any]]) -> None:
         self.folder, self.settings = folder, settings
@@ -44,8 +45,18 @@ class PictureWriter(L.Callback):
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        for request, pixels in zip(*outputs, strict=True):
+        requests, pictures, frames = outputs
+        for request, pixels, shown in zip(requests, pictures, [None] * len(requests) if frames is None else frames, strict=True):
+            if shown is not None:
+                self._write_trajectory(path_of(self.folder, request.index), to_uint8(shown))
             info, data = PngInfo(), io.BytesIO()
             info.add_text(TEXT_KEY, json.dumps(self.settings(request), ensure_ascii=True))
             as_image(to_uint8(pixels)).save(data, format="PNG", pnginfo=info)
             write_atomically(path_of(self.folder, request.index), data.getvalue())
+
+    @staticmethod
+    def _write_trajectory(path: Path, frames: Tensor) -> None:
+        """<index>-steps.png, the frames (K,3,H,W) side by side, and <index>.gif."""
+        as_image(grid(frames, len(frames))).save(path.with_name(f"{path.stem}-steps.png"))
+        first, *others = [as_image(frame) for frame in frames]
+        first.save(path.with_suffix(".gif"), save_all=True, append_images=[*others, *others[-1:] * 5], duration=150, loop=0)

@@ -69,6 +69,7 @@ def predict(
     batch_size: int = 64,
     lanes: int = LANES,
     columns: int = 0,
+    frames: int = 0,
     overwrite: bool = False,
     trusted: list[str] | None = None,
 ) -> int:
@@ -98,6 +99,7 @@ def predict(
         batch_size: pictures per batch and device; no influence on them
         lanes: pictures per network call; more is faster on a GPU and changes the pictures' last bits
         columns: pictures per row of grid.png; default: per_class, or a square
+        frames: also write <index>.gif and <index>-steps.png, so many images of how each picture comes about
         overwrite: make pictures anew that other settings made
         trusted: packages beside ldm whose classes the model may name
     """
@@ -115,7 +117,7 @@ def predict(
     wanted: Sequence[str | None] = conditions(names, asked, num, per_class) if conditional or asked else [None] * num
     source = None if image is None else read_source(loaded, recipe, image, mask, shows)
     requests = [Request(first + i, seed, condition, negative, source) for i, condition in enumerate(wanted)]
-    return make(trainer, loaded, requests, recipe, Path(out), Ways(batch_size, lanes, columns or per_class, overwrite))
+    return make(trainer, loaded, requests, recipe, Path(out), Ways(batch_size, lanes, columns or per_class, overwrite, frames))
 
 
 def load(model: str, trusted: Sequence[str] = ()) -> Loaded:
@@ -157,6 +159,7 @@ class Ways:
     lanes: int = LANES
     columns: int = 0
     overwrite: bool = False
+    frames: int = 0
 
 
 def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recipe: Recipe, folder: Path, ways: Ways) -> int:
@@ -169,7 +172,7 @@ def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recip
     writer = PictureWriter(folder, lambda request: settings(request, recipe, loaded))
     runner = L.Trainer(**{**trainer, "callbacks": [writer, *(trainer["callbacks"] or [])]})
     if pending:
-        _run(runner, loaded, recipe, pending, ways.batch_size, ways.lanes)
+        _run(runner, loaded, recipe, pending, ways)
     if runner.is_global_zero:
         _finish(requests, folder, ways.columns or round(len(requests) ** 0.5))
         print(
@@ -202,11 +205,12 @@ def _pending(requests: list[Request], folder: Path, recipe: Recipe, loaded: Load
     return pending
 
 
-def _run(trainer: L.Trainer, loaded: Loaded, recipe: Recipe, pending: list[Request], batch_size: int, lanes: int) -> None:
+def _run(trainer: L.Trainer, loaded: Loaded, recipe: Recipe, pending: list[Request], ways: Ways) -> None:
+    batch_size, lanes = ways.batch_size, ways.lanes
     padded = sum(-(-min(batch_size, len(pending) - start) // lanes) * lanes for start in range(0, len(pending), batch_size))
     total, per_image = -(-padded // trainer.world_size) * recipe.num_steps, 1 / recipe.num_steps
     with tqdm(total=total, desc="Sampling", unit="img", unit_scale=per_image, disable=not trainer.is_global_zero) as bar:
-        generation = Generation(loaded.model, pending, recipe, loaded.card["classes"], lanes, lambda: bar.update(lanes))
+        generation = Generation(loaded.model, pending, recipe, loaded.card["classes"], lanes, lambda: bar.update(lanes), ways.frames)
         positions: Any = range(len(pending))
         trainer.predict(generation, DataLoader(positions, batch_size=batch_size, collate_fn=list), return_predictions=False)
     trainer.strategy.barrier("all pictures written")

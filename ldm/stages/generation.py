@@ -85,32 +85,37 @@ class Recipe:
 @torch.no_grad()
 def generate(
     model: LatentDiffusion, requests: Sequence[Request], recipe: Recipe, classes: Sequence[str] = (), lanes: int = LANES,
-    progress: Callable[[], Any] = lambda: None,
+    progress: Callable[[], Any] = lambda: None, watch: Callable[[Tensor], Any] = lambda z0: None,
 ) -> Tensor:  # fmt: skip
-    """(N,3,H,W) in [-1,1]; the bits of picture i do not depend on which others are made with it.  progress() after each step."""
+    """(N,3,H,W) in [-1,1]; the bits of picture i do not depend on which others are made with it.
+
+    progress() after each step; watch(D) after each evaluation, for `lanes` pictures at a time, the last ones repeated.
+    """
     model.latents.require_measured()
     pictures = []
     for start in range(0, len(requests), lanes):
         some = list(requests[start : start + lanes])
         padded = some + some[-1:] * (lanes - len(some))
-        pictures.append(_generate(model, padded, recipe, list(classes), progress)[: len(some)])
+        pictures.append(_generate(model, padded, recipe, list(classes), progress, watch)[: len(some)])
     return torch.cat(pictures)
 
 
-def _generate(model: LatentDiffusion, requests: list[Request], recipe: Recipe, classes: list[str], progress: Callable[[], Any]) -> Tensor:
-    latents, denoiser, device, task = model.latents, model.denoiser, model.latents.shift.device, recipe.task
+def _generate(
+    model: LatentDiffusion, requests: list[Request], recipe: Recipe, classes: list[str], progress: Callable[[], Any],
+    watch: Callable[[Tensor], Any],
+) -> Tensor:  # fmt: skip
+    latents, denoiser, task = model.latents, model.denoiser, recipe.task
+    device = latents.shift.device
 
-    def batch(wanted: list[str | int | None]) -> Batch:
+    def batch(wanted: Sequence[str | int | None]) -> Batch:
         asked = [model.conditioner.request(condition, classes) for condition in wanted]
         return {key: torch.tensor([entry[key] for entry in asked], device=device) for key in asked[0]}
 
-    asked, negatives = batch([request.condition for request in requests]), [request.negative for request in requests]
-    negative = batch(negatives) if any(wanted is not None for wanted in negatives) else None
     given = None
     if task is not None:
         y, mask = (part.to(device) for part in _sources(requests))
         x, mask = task.canvas(y, mask)
-        plain = model.guiding(batch([request.source.shows if request.source else None for request in requests]))
+        plain = model.guiding(batch([request.source and request.source.shows for request in requests]))
         given = Given(y, x, mask, latents.to_latents(x), plain, latents.decode)
     shape = given.z0.shape[1:] if given else (latents.autoencoder.channels, *latents.shape_of(recipe.size))
     draws = [request.noise(shape) for request in requests]
@@ -120,15 +125,23 @@ def _generate(model: LatentDiffusion, requests: list[Request], recipe: Recipe, c
 
     sigmas = denoiser.schedule.steps(recipe.steps, recipe.spacing)
     learned = LearnedNoise(denoiser, sigmas, noise) if denoiser.network.learn_variance else None
-    denoise = model.guided(asked, recipe.guidance, negative, learned.predict if learned else None)
+    negatives = [request.negative for request in requests]
+    negative = batch(negatives) if any(wanted is not None for wanted in negatives) else None
+    denoise = model.guided(batch([r.condition for r in requests]), recipe.guidance, negative, learned.predict if learned else None)
     if recipe.windows:
         denoise = windows(denoise, latents.shape_of(None))
-    if task is None or given is None:
-        z = denoiser.schedule.prior(noise(), sigmas[0])
-    else:
+    if task is not None and given is not None:
         denoise = task.wrap(denoise, given)
         z, sigmas = task.start(given, noise, denoiser.schedule, sigmas)
-    for state in recipe.sampler.steps(denoise, z, sigmas, learned.noise if learned else noise):
+    else:
+        z = denoiser.schedule.prior(noise(), sigmas[0])
+
+    def watched(x: Tensor, sigma: Tensor) -> Tensor:
+        z0 = denoise(x, sigma)
+        watch(z0)
+        return z0
+
+    for state in recipe.sampler.steps(watched, z, sigmas, learned.noise if learned else noise):
         z = state
         progress()
     pictures = latents.to_images(z).clamp(-1, 1)
@@ -145,16 +158,25 @@ def _sources(requests: Sequence[Request]) -> tuple[Tensor, Tensor]:
 
 
 class Generation(L.LightningModule):
-    """`generate` for a Trainer: predict_step takes positions in `requests` and returns those requests and their images."""
+    """`generate` for a Trainer: predict_step takes positions in `requests` and returns those requests, their images (N,3,H,W) and, where
+    frames > 0, so many images (N,frames,3,H,W) of D on the way."""
 
     def __init__(
         self, model: LatentDiffusion, requests: Sequence[Request], recipe: Recipe, classes: Sequence[str], lanes: int,
-        progress: Callable[[], Any],
+        progress: Callable[[], Any], frames: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.model, self.requests, self.recipe, self.classes = model, requests, recipe, classes
-        self.lanes, self.progress = lanes, progress
+        self.lanes, self.progress, self.frames = lanes, progress, frames
 
-    def predict_step(self, batch: list[int], batch_idx: int) -> tuple[list[Request], Tensor]:
+    def predict_step(self, batch: list[int], batch_idx: int) -> tuple[list[Request], Tensor, Tensor | None]:
         requests = [self.requests[position] for position in batch]
-        return requests, generate(self.model, requests, self.recipe, self.classes, self.lanes, self.progress)
+        seen: list[Tensor] = []
+        watch = seen.append if self.frames else lambda z0: None
+        pictures = generate(self.model, requests, self.recipe, self.classes, self.lanes, self.progress, watch)
+        if not seen:
+            return requests, pictures, None
+        calls = torch.stack(seen).unflatten(0, (-(-len(requests) // self.lanes), -1)).transpose(1, 2).flatten(0, 1)[: len(requests)]
+        chosen = calls[:, torch.linspace(0, calls.shape[1] - 1, self.frames).round().long()]
+        shown = [self.model.latents.to_images(z).clamp(-1, 1) for z in chosen]
+        return requests, pictures, torch.stack(shown)
