@@ -13,7 +13,7 @@ COMMANDS = {
     "evaluate": ("ldm.commands.evaluate", "distances (FD, KID) between two sets of images"),
     "import": ("ldm.commands.import_", "make a model folder of an autoencoder of diffusers"),
     "sample": ("ldm.commands.sample", "pictures from words: --class, --image, --mask, --upscale, ..."),
-    "predict": ("ldm.commands.predict", "sample pictures from a trained model"),
+    "predict": ("ldm.commands.predict", "the same from parts and configs, on many devices"),
 }
 
 
@@ -26,7 +26,7 @@ Latent diffusion models on your own images.
 {rows}
 
 `ldm COMMAND --help` lists a command's options; -c FILE reads some of them from a YAML file and can be repeated.
-`ldm predict --model emoji` samples from the model that comes with the package."""
+`ldm sample emoji` samples from the model that comes with the package."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -273,13 +273,26 @@ MISTAKES = {
     "--image=pyproject.toml": "cannot identify image file",
     "--size=30x30": "both must be multiples of the autoencoder's factor 4",
     "--size=large": "give WIDTHxHEIGHT",
+    "--n=0": "n is 0; allowed is 1 or more",
+    "--image={three} --upscale=0": "is 0; allowed is 1 or more",
+    "--image={three} --deblur=-1": "the blur is -1.0 px; allowed is more than 0",
+    "--image={three} --denoise=-1": "the level of noise to remove is -1.0; allowed is 0 or more",
+    "--image={three} --mask={mask} --repaint=0": "times is 0; allowed is 1 or more",
 }
 
 
 @pytest.mark.parametrize("options", MISTAKES)
 def test_a_mistake_is_one_sentence(options: str, trained: Path, picture: dict[str, str], tmp_path: Path, capsys) -> None:
     arguments = [part.format(**picture) for part in options.split()]
-    command = ["sample", str(trained / "diffusion" / "model"), "--steps=2", "--n=1", "--out", str(tmp_path / "out"), "--device=cpu"]
+    command = [
+        "sample",
+        str(trained / "diffusion" / "model"),
+        "--steps=2",
+        *([] if "--n" in options else ["--n=1"]),
+        "--out",
+        str(tmp_path / "out"),
+        "--device=cpu",
+    ]
     assert main([*command, *arguments]) == 1
     said = capsys.readouterr().err
     assert MISTAKES[options] in said

@@ -69,6 +69,8 @@ def sample(
         overwrite: make pictures anew that other settings made
         device: cpu, gpu
     """
+    if n < 1:
+        raise ValueError(f"n is {n}; allowed is 1 or more")
     loaded = load(model)
     tasks: dict[str, tuple[Any, Task]] = {  # the option that asks for it; the last one given counts
         "image": (image, ImageToImage(*_given(strength))),
@@ -89,7 +91,7 @@ def sample(
     recipe = Recipe.of(loaded.card)
     if guidance is not None:
         recipe = replace(recipe, guidance=_scaled(recipe.guidance, guidance))
-    if repaint > 1:
+    if repaint != 1:
         recipe = replace(recipe, sampler=RePaint(times=repaint))
     recipe = replace(
         recipe, steps=steps or recipe.steps, task=tasks[asked[-1]][1] if asked else None, size=_size(size), windows=size is not None

@@ -208,6 +208,10 @@ class RePaint(Sampler):
     sampler: Sampler = field(default_factory=lambda: Ancestral(1.0))
     times: int = 5
 
+    def __post_init__(self) -> None:
+        if self.times < 1:
+            raise ValueError(f"RePaint's times is {self.times}; allowed is 1 or more")
+
     def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
         for i, (s, s_next) in enumerate(levels(sigmas)):
             for _ in range(self.times - 1 if s_next > 0 else 0):

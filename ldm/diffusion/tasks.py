@@ -75,6 +75,10 @@ class RemoveNoise(Task):
 
     level: float = 0.3
 
+    def __post_init__(self) -> None:
+        if self.level < 0:
+            raise ValueError(f"the level of noise to remove is {self.level}; allowed is 0 or more")
+
     def start(self, given: Given, noise: Noise, schedule: NoiseSchedule, sigmas: Tensor) -> tuple[Tensor, Tensor]:
         level = sigmas.new_tensor(self.level)
         return given.z0, torch.cat([level[None], sigmas[sigmas < level]])
@@ -128,6 +132,10 @@ class Smaller(Degradation):
 
     factor: int = 4
 
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"the factor by which the image is smaller is {self.factor}; allowed is 1 or more")
+
     def __call__(self, x: Tensor) -> Tensor:
         size = (x.shape[2] // self.factor, x.shape[3] // self.factor)
         return F.interpolate(x, size, mode="bicubic", antialias=True)
@@ -138,6 +146,10 @@ class Blurred(Degradation):
     """Gaussian blur of a standard deviation in px."""
 
     sigma: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.sigma <= 0:
+            raise ValueError(f"the blur is {self.sigma} px; allowed is more than 0")
 
     def __call__(self, x: Tensor) -> Tensor:
         radius = max(1, math.ceil(3 * self.sigma))
