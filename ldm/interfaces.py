@@ -256,6 +256,7 @@ class Network(Buildable, nn.Module, ABC):
 
     in_channels: int  # of x, without cond.concat
     vector_dim: int = 0  # D of cond.vector; 0: it takes none
+    token_dim: int = 0  # D of cond.tokens; 0: it takes none
     learn_variance: bool = False  # twice the channels come out, the second half says how large the reverse process' variances are
 
     @abstractmethod
@@ -278,7 +279,9 @@ class Conditioner(Buildable, nn.Module, ABC):
     """Batch -> Cond.  `null` is what the network sees when the condition is dropped."""
 
     num_classes: int = 0  # class labels it knows; 0: it takes none
+    takes_text: bool = False
     vector_dim: int = 0  # D of the vectors it makes; 0: it makes none
+    token_dim: int = 0  # D of the tokens it makes; 0: it makes none
 
     @abstractmethod
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond: ...
@@ -405,6 +408,7 @@ class TrainingData(ABC):
     """What stage 2 asks of a data module besides its loaders; data.ImageData is one."""
 
     classes: list[str]
+    has_texts: bool  # whether any image has one
     size: int
     channels: int  # of the images
 

@@ -28,7 +28,7 @@ QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": 
 class Batches(L.LightningDataModule, TrainingData):
     """These, as the loader gives them."""
 
-    classes, size, channels = [], 16, 3
+    classes, size, channels, has_texts = [], 16, 3, False
 
     def __init__(self, batches: list[Any]) -> None:
         super().__init__()

@@ -51,6 +51,7 @@ def predict(
     out: str = "samples",
     num: int = 16,
     first: int = 0,
+    prompt: str | list[str] | None = None,
     classes: list[str | int] | str | None = None,
     per_class: int = 0,
     unconditional: bool = False,
@@ -81,6 +82,7 @@ def predict(
         out: folder for <index>.png, grid.png and manifest.jsonl; pictures that are there already are kept
         num: number of pictures
         first: index of the first picture
+        prompt: what the pictures show, in words; several are taken in turn
         classes: class names, first parts of them, or numbers, separated by commas and taken in turn; default: all, evenly spread
         per_class: this many pictures of each class one after the other, instead of num
         unconditional: leave the condition out
@@ -108,16 +110,33 @@ def predict(
             f"num is {num}, batch_size {batch_size}, lanes {lanes}, per_class {per_class}: the first three are at least 1, the last 0"
         )
     loaded = load(model, trusted or ())
-    names = loaded.card["classes"]
     given: dict[str, Any] = {"sampler": sampler, "guidance": guidance, "steps": steps, "task": task, "size": size}
     given = {key: value for key, value in given.items() if value is not None}
     recipe = replace(Recipe.of(loaded.card), spacing=spacing, windows=windows, **given)
-    conditional = loaded.model.conditioner.num_classes and not unconditional
     asked = [str(c).strip() for c in (classes.split(",") if isinstance(classes, str) else classes or [])]
-    wanted: Sequence[str | None] = conditions(names, asked, num, per_class) if conditional or asked else [None] * num
+    prompts = [prompt] if isinstance(prompt, str) else prompt or []
+    wanted = wanted_conditions(loaded, prompts, [] if unconditional else asked or None, num, per_class)
     source = None if image is None else read_source(loaded, recipe, image, mask, shows)
     requests = [Request(first + i, seed, condition, negative, source) for i, condition in enumerate(wanted)]
     return make(trainer, loaded, requests, recipe, Path(out), Ways(batch_size, lanes, columns or per_class, overwrite, frames))
+
+
+def wanted_conditions(
+    loaded: Loaded, prompts: Sequence[str], classes: Sequence[str] | None, num: int, per_class: int = 0
+) -> list[str | None]:
+    """What each picture shows; classes: None for all that the model knows, none for no condition."""
+    conditioner = loaded.model.conditioner
+    if prompts and not conditioner.takes_text:
+        raise ValueError(
+            f"a prompt was given ({prompts[0]!r}), but this model takes no text: use classes, or a model with the conditioner Text"
+        )
+    if conditioner.takes_text:
+        if classes:
+            raise ValueError("classes were given, but this model takes text: use a prompt")
+        return [prompts[i % len(prompts)] if prompts else None for i in range(num)]
+    if classes is None:
+        return conditions(loaded.card["classes"] if conditioner.num_classes else [], [], num, per_class)
+    return conditions(loaded.card["classes"], classes, num, per_class) if classes else [None] * num
 
 
 def load(model: str, trusted: Sequence[str] = ()) -> Loaded:

@@ -8,7 +8,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from ldm.commands.configs import PARSER, plain_errors, quiet
-from ldm.commands.predict import SILENT, Ways, conditions, load, make, read_source
+from ldm.commands.predict import SILENT, Ways, load, make, read_source, wanted_conditions
 from ldm.diffusion.samplers import RePaint
 from ldm.diffusion.tasks import Blurred, Edit, Grey, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Smaller, Style
 from ldm.interfaces import Task
@@ -17,6 +17,7 @@ from ldm.stages.generation import Recipe, Request
 
 def sample(
     model: str,
+    prompt: str | None = None,
     classes: str | None = None,
     negative: str | int | None = None,
     n: int = 4,
@@ -45,6 +46,7 @@ def sample(
 
     Args:
         model: model folder, checkpoint or the name of a shipped model: emoji
+        prompt: what the pictures show, in words, for a model of text
         classes: class names or numbers, separated by commas and taken in turn (--class is the same); default: evenly spread
         negative: class that guidance leads away from
         n: number of pictures
@@ -96,8 +98,8 @@ def sample(
     recipe = replace(
         recipe, steps=steps or recipe.steps, task=tasks[asked[-1]][1] if asked else None, size=_size(size), windows=size is not None
     )
-    names = loaded.card["classes"] if loaded.model.conditioner.num_classes else []
-    wanted = conditions(names, [part.strip() for part in (classes or "").split(",") if part.strip()], n, 0)
+    asked_classes = [part.strip() for part in (classes or "").split(",") if part.strip()]
+    wanted = wanted_conditions(loaded, [prompt] if prompt else [], asked_classes or None, n)
     source = None if image is None else read_source(loaded, recipe, image, mask, edit)
     requests = [Request(i, seed, condition, negative, source) for i, condition in enumerate(wanted)]
     if between is not None:

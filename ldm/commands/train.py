@@ -22,6 +22,7 @@ import ldm.callbacks.finite
 import ldm.callbacks.power_ema
 import ldm.callbacks.show
 import ldm.conditioning.label
+import ldm.conditioning.text
 import ldm.diffusion.distillation
 import ldm.diffusion.guidance
 import ldm.diffusion.multistep

@@ -132,6 +132,10 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         return list(self.sets[0].names)
 
     @property
+    def has_texts(self) -> bool:  # type: ignore[override]
+        return any(record.text for record in self.sets[0].images.records)
+
+    @property
     def channels(self) -> int:  # type: ignore[override]
         return self.sets[0].images.channels
 

@@ -51,6 +51,10 @@ class DiffusionStage(TrainingStage):
         latents = self.model.latents
         if classes := self.model.conditioner.num_classes:
             self.require_classes("conditioner", classes, ", or use the conditioner Unconditional")
+        if self.model.conditioner.takes_text and not self.data.has_texts:
+            raise ValueError(
+                "the conditioner Text needs a text for each image, the data has none: add metadata.jsonl with file_name and text"
+            )
         self.cache_latents(latents)
         if not latents.measured:
             self._measure()
@@ -111,10 +115,10 @@ class DiffusionStage(TrainingStage):
     test_step = validation_step
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Sixteen samples (N,3,H,W) in [-1,1], classes spread evenly."""
-        classes = self.data.classes if self.model.conditioner.num_classes else []
-        wanted = [classes[i * len(classes) // 16] if classes else None for i in range(16)]
-        requests = [Request(index, 0, condition) for index, condition in enumerate(wanted)]
+        """Sixteen samples (N,3,H,W) in [-1,1]: of held-out texts, of classes spread evenly, or of no condition."""
+        conditioner, classes = self.model.conditioner, self.data.classes
+        asked: list[str | None] = batch["text"] if conditioner.takes_text else list(classes) if conditioner.num_classes else [None]
+        requests = [Request(i, 0, asked[i * len(asked) // 16]) for i in range(16)]
         return {"samples": generate(self.model, requests, self.recipe, classes)}
 
     def card(self) -> dict[str, Any]:

@@ -109,7 +109,8 @@ def _generate(
 
     def batch(wanted: Sequence[str | int | None]) -> Batch:
         asked = [model.conditioner.request(condition, classes) for condition in wanted]
-        return {key: torch.tensor([entry[key] for entry in asked], device=device) for key in asked[0]}
+        found: Batch = {key: [entry[key] for entry in asked] for key in asked[0]}
+        return {key: values if isinstance(values[0], str) else torch.tensor(values, device=device) for key, values in found.items()}
 
     given = None
     if task is not None:

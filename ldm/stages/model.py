@@ -26,11 +26,13 @@ class LatentDiffusion(Buildable, nn.Module):
                 f"the network takes {network.in_channels} latent channels, the first stage makes {autoencoder.channels}: "
                 f"set the network's in_channels to {autoencoder.channels} or train another first stage"
             )
-        if network.vector_dim != conditioner.vector_dim:
-            raise ValueError(
-                f"the network takes condition vectors of {network.vector_dim} values, the conditioner makes {conditioner.vector_dim}: "
-                f"set the network's vector_dim to {conditioner.vector_dim}"
-            )
+        vectors, tokens = (network.vector_dim, conditioner.vector_dim), (network.token_dim, conditioner.token_dim)
+        for what, (takes, makes) in {"vector": vectors, "token": tokens}.items():
+            if takes != makes:
+                raise ValueError(
+                    f"the network takes condition {what}s of {takes} values, the conditioner makes {makes}: "
+                    f"set the network's {what}_dim to {makes}"
+                )
         self.latents = LatentSpace(autoencoder)
         self.denoiser = Denoiser(network, schedule, prediction)
         self.conditioner = conditioner
