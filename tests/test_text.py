@@ -82,12 +82,7 @@ def test_text_to_image_from_fit_to_sample(trained: Path, tmp_path: Path, capsys)
         lines.append(json.dumps({"file_name": f"{i}.png", "text": f"{colour} flag"}))
     (images / "metadata.jsonl").write_text("\n".join(lines))
     first = str(trained / "autoencoder" / "model")
-    sizes = [
-        "--model.network.channels=16",
-        "--model.network.vector_dim=32",
-        "--model.network.token_dim=32",
-        "--model.network.in_channels=2",
-    ]
+    sizes = {"channels": 16, "vector_dim": 32, "token_dim": 32, "in_channels": 2}
     command = ["fit", *CSV, *QUIET, "-c", "data/folder.yaml", "-c", "diffusion/emoji-text.yaml", "--data.size=32", "--data.batch_size=4"]
     command += ["--data.val_fraction=0.2", "--trainer.max_steps=2", "--trainer.val_check_interval=2", "--model.sampling_steps=2"]
     command += [f"--model.network.{name}={value}" for name, value in sizes.items()]
@@ -114,8 +109,6 @@ def test_text_to_image_from_fit_to_sample(trained: Path, tmp_path: Path, capsys)
         "there is no text encoder 'nothing'": [*command, "--model.conditioner.encoder=nothing"],
         "the conditioner makes 32: set the network's token_dim to 32": [
             *command,
-            "--data.path",
-            str(images),
             "--model.network.token_dim=8",
         ],
     }
