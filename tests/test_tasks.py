@@ -271,6 +271,7 @@ MISTAKES = {
     "--class=ten": "class 'ten' is unknown; allowed: 0, 1",
     "--image=nothing.png": "No such file or directory: nothing.png",
     "--image=pyproject.toml": "cannot identify image file",
+    "--image={three} --upscale=2 --strength=0.5": "--strength means nothing to --upscale: leave it out",
     "--size=30x30": "both must be multiples of the autoencoder's factor 4",
     "--size=large": "give WIDTHxHEIGHT",
     "--n=0": "n is 0; allowed is 1 or more",

@@ -1,5 +1,6 @@
 """ldm sample: pictures from a trained model, from words instead of classes of samplers and tasks."""
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,20 @@ from ldm.diffusion.samplers import RePaint
 from ldm.diffusion.tasks import Blurred, Edit, Grey, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Smaller, Style
 from ldm.interfaces import Task
 from ldm.stages.generation import Recipe, Request
+
+# option -> the task that it asks for, made of the option's value and of --strength where that was given
+TASKS: dict[str, Callable[[Any, dict[str, float]], Task]] = {
+    "image": lambda _, strength: ImageToImage(**strength),
+    "mask": lambda _, strength: Inpaint(**strength),
+    "outpaint": lambda sides, strength: Outpaint(**strength, **dict(zip(("left", "right", "top", "bottom"), sides, strict=False))),
+    "edit": lambda _, strength: Edit(**strength),
+    "upscale": lambda factor, _: Restore(Smaller(factor)),
+    "deblur": lambda px, _: Restore(Blurred(px)),
+    "colourise": lambda *_: Restore(Grey()),
+    "denoise": lambda level, _: RemoveNoise(level),
+    "style": lambda *_: Style(),
+}
+STRONG = ("image", "mask", "outpaint", "edit")
 
 
 def sample(
@@ -74,30 +89,14 @@ def sample(
     if n < 1:
         raise ValueError(f"n is {n}; allowed is 1 or more")
     loaded = load(model)
-    tasks: dict[str, tuple[Any, Task]] = {  # the option that asks for it; the last one given counts
-        "image": (image, ImageToImage(*_given(strength))),
-        "mask": (mask, Inpaint(*_given(strength))),
-        "outpaint": (outpaint, Outpaint(1.0 if strength is None else strength, *(outpaint or []))),
-        "edit": (edit, Edit(*_given(strength))),
-        "upscale": (upscale, Restore(Smaller(*_given(upscale)))),
-        "deblur": (deblur, Restore(Blurred(*_given(deblur)))),
-        "colourise": (colourise, Restore(Grey())),
-        "denoise": (denoise, RemoveNoise(*_given(denoise))),
-        "style": (style, Style()),
-    }
-    asked = [name for name, (wanted, _) in tasks.items() if wanted not in (None, False)]
-    if asked and image is None:
-        raise ValueError(f"--{asked[0]} needs an image: give --image FILE")
-    if len(asked) > 2:
-        raise ValueError(f"--{asked[1]} and --{asked[2]} were given together: choose one task")
+    options = {"mask": mask, "outpaint": outpaint, "edit": edit, "upscale": upscale, "deblur": deblur, "denoise": denoise}
+    task = _task({**options, "colourise": colourise or None, "style": style or None}, image, strength)
     recipe = Recipe.of(loaded.card)
     if guidance is not None:
         recipe = replace(recipe, guidance=_scaled(recipe.guidance, guidance))
     if repaint != 1:
         recipe = replace(recipe, sampler=RePaint(times=repaint))
-    recipe = replace(
-        recipe, steps=steps or recipe.steps, task=tasks[asked[-1]][1] if asked else None, size=_size(size), windows=size is not None
-    )
+    recipe = replace(recipe, steps=steps or recipe.steps, task=task, size=_size(size), windows=size is not None)
     asked_classes = [part.strip() for part in (classes or "").split(",") if part.strip()]
     wanted = wanted_conditions(loaded, [prompt] if prompt else [], asked_classes or None, n)
     source = None if image is None else read_source(loaded, recipe, image, mask, edit)
@@ -109,8 +108,21 @@ def sample(
     )
 
 
-def _given(value: Any) -> tuple[Any, ...]:
-    return () if value is None else (value,)
+def _task(options: dict[str, Any], image: str | None, strength: float | None) -> Task | None:
+    """What the options ask for; with an image alone, pictures like it."""
+    asked = [name for name, value in options.items() if value is not None]
+    if image is None:
+        if asked:
+            raise ValueError(f"--{asked[0]} needs an image: give --image FILE")
+        return None
+    if len(asked) > 1:
+        raise ValueError(f"--{asked[0]} and --{asked[1]} were given together: choose one task")
+    name = asked[0] if asked else "image"
+    if strength is None:
+        return TASKS[name](options.get(name), {})
+    if name not in STRONG:
+        raise ValueError(f"--strength means nothing to --{name}: leave it out")
+    return TASKS[name](options.get(name), {"strength": strength})
 
 
 def _scaled(guidance: Any, scale: float) -> Any:
