@@ -275,6 +275,7 @@ MISTAKES = {
     "--size=30x30": "both must be multiples of the autoencoder's factor 4",
     "--size=large": "give WIDTHxHEIGHT",
     "--n=0": "n is 0; allowed is 1 or more",
+    "--image={three} --outpaint=[8,8]": "outpaint is [8, 8]; give 4 numbers",
     "--image={three} --upscale=0": "is 0; allowed is 1 or more",
     "--image={three} --deblur=-1": "the blur is -1.0 px; allowed is more than 0",
     "--image={three} --denoise=-1": "the level of noise to remove is -1.0; allowed is 0 or more",

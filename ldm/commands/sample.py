@@ -19,7 +19,7 @@ from ldm.stages.generation import Recipe, Request
 TASKS: dict[str, Callable[[Any, dict[str, float]], Task]] = {
     "image": lambda _, strength: ImageToImage(**strength),
     "mask": lambda _, strength: Inpaint(**strength),
-    "outpaint": lambda sides, strength: Outpaint(**strength, **dict(zip(("left", "right", "top", "bottom"), sides, strict=False))),
+    "outpaint": lambda sides, strength: Outpaint(strength.get("strength", 1.0), *sides),
     "edit": lambda _, strength: Edit(**strength),
     "upscale": lambda factor, _: Restore(Smaller(factor)),
     "deblur": lambda px, _: Restore(Blurred(px)),
@@ -88,6 +88,8 @@ def sample(
     """
     if n < 1:
         raise ValueError(f"n is {n}; allowed is 1 or more")
+    if outpaint is not None and (len(outpaint) != 4 or min(outpaint) < 0):
+        raise ValueError(f"outpaint is {outpaint}; give 4 numbers of 0 or more: px on the left, right, top and bottom")
     loaded = load(model)
     options = {"mask": mask, "outpaint": outpaint, "edit": edit, "upscale": upscale, "deblur": deblur, "denoise": denoise}
     task = _task({**options, "colourise": colourise or None, "style": style or None}, image, strength)
