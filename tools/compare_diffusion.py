@@ -125,14 +125,13 @@ def curves(table: dict[tuple[str, int, float], float], floor: float, path: Path)
         least = [min(table[name, calls, scale] for scale in SCALES) for calls in CALLS]
         axes[0].plot(CALLS, least, marker="o", label=name)
         axes[1].plot(SCALES, [table[name, CALLS[-1], scale] for scale in SCALES], marker="o", label=name)
-    axes[0].set(xlabel="network calls", ylabel="FD-mnv2 at the best scale", xscale="log", yscale="log")
+    axes[0].set(xlabel="network calls", ylabel="FD-mnv2 at the best guidance scale", xscale="log")
     axes[0].set_xticks(CALLS, [str(calls) for calls in CALLS])
     axes[0].minorticks_off()
-    axes[1].set(xlabel="guidance scale", ylabel=f"FD-mnv2 at {CALLS[-1]} calls")
+    axes[1].set(xlabel="guidance scale", ylabel=f"FD-mnv2 at {CALLS[-1]} network calls", xticks=SCALES)
     for axis in axes:
-        axis.axhline(floor, color="grey", linestyle=":", label="as many real emoji")
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=8, title=f"as many real emoji: {floor:.1f}", title_fontsize=8)
     figure.savefig(path, dpi=110)
 
 
