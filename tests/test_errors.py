@@ -96,10 +96,6 @@ def test_first_stage_of_another_shape(trained, tmp_path, capsys) -> None:
     fails_with(capsys, stage2(tmp_path, "--model.network.in_channels=5"), "5 latent channels", "makes 2")
 
 
-def test_first_stage_that_is_no_autoencoder(trained, tmp_path, capsys) -> None:
-    fails_with(capsys, stage2(tmp_path, "--model.first_stage", str(trained / "diffusion" / "model")), "LatentDiffusion", "stage 1")
-
-
 def test_wrong_number_of_classes(trained, tmp_path, capsys) -> None:
     shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
     fails_with(capsys, stage2(tmp_path, "--model.conditioner.num_classes=3"), "has 3 classes, the data 10", "num_classes to 10")
