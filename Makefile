@@ -22,7 +22,7 @@ emoji-model: .venv/.ready  ## the emoji model that the package carries, anew (2 
 	$(BIN)/python tools/demo.py --emoji full --out runs/emoji
 	$(BIN)/python tools/ship_model.py runs/emoji/diffusion/model emoji
 test: .venv/.ready  ## the test suite (minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 test-slow: .venv/.ready  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 lint: .venv/.ready  ## format and types

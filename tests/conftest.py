@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ldm.cli import main
 
+torch.set_num_threads(1)  # as in the processes that tests start: the last bits of a sum depend on it; and the workers share the cores
 CSV = ["-c", "trainer/cpu.yaml", "-c", "trainer/csv.yaml"]
 QUIET = ["--trainer.enable_model_summary=false"]
 TINY_AUTOENCODER = ["--model.autoencoder.channels=16", "--data.batch_size=8"]
