@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # x (B,C,h,w), sigma () or (B,) -> E[z0 | x] (B,C,h,w)
 Noise = Callable[[], Tensor]  # -> standard normal (B,C,h,w), one new draw per call
-Batch = dict[str, Any]  # image uint8 (B,3,H,W), 3 or the images' channels or moments (B,M,h,w); id (B,); label (B,); text list[str]
+Batch = dict[str, Any]  # image uint8 (B,3,H,W), 3 or the images' channels, or moments (B,M,h,w); id, text list[str]; label (B,); seen Seen
 
 
 class Buildable:
@@ -47,7 +47,7 @@ class Cond:
     vector: Tensor | None = None  # (B, D) added to the time embedding
     tokens: Tensor | None = None  # (B, L, D) attended to
     mask: Tensor | None = None  # (B, L) bool, True where a token counts
-    concat: Tensor | None = None  # (B, K, h, w) appended to x's channels
+    concat: Tensor | None = None  # (B, K, h, w), or (B, K, 1, 1) for the same everywhere, appended to x's channels
 
     def _zip(self, other: "Cond", join: Callable[[Tensor, Tensor], Tensor]) -> "Cond":
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__}
@@ -59,7 +59,7 @@ class Cond:
 
     def stack(self, other: "Cond") -> "Cond":
         """Both batches one after the other: 2B samples."""
-        return self._zip(other, lambda a, b: torch.cat([a, b]))
+        return self._zip(other, lambda a, b: torch.cat([a, b.expand(len(b), *a.shape[1:])]))
 
     def __getitem__(self, samples: slice) -> "Cond":
         return self._zip(self, lambda a, _: a[samples])
@@ -257,6 +257,7 @@ class Network(Buildable, nn.Module, ABC):
     in_channels: int  # of x, without cond.concat
     vector_dim: int = 0  # D of cond.vector; 0: it takes none
     token_dim: int = 0  # D of cond.tokens; 0: it takes none
+    concat_channels: int = 0  # K of cond.concat; 0: it takes none
     learn_variance: bool = False  # twice the channels come out, the second half says how large the reverse process' variances are
 
     @abstractmethod
@@ -275,13 +276,38 @@ class Classifier(Buildable, nn.Module, ABC):
         """x (B,C,h,w), t (B,) as a Network's -> logits (B, num_classes)."""
 
 
+class Seen(NamedTuple):
+    """What a model that works on images is shown of a picture."""
+
+    x: Tensor  # (B,3,H/s,W/s) in [-1,1], s times smaller than the picture
+    mask: Tensor | None = None  # (B,1,H,W), 1 where the picture is to be made anew
+
+
+class Corruption(Buildable, ABC):
+    """What is done to training images so that a model learns to undo it, with random numbers of torch's generator."""
+
+    shrinks: int = 1  # how many times smaller the images get
+    masks: bool = False  # whether parts of them are hidden
+
+    @abstractmethod
+    def see(self, x: Tensor) -> Seen:
+        """x (B,3,H,W) in [-1,1]."""
+
+
 class Conditioner(Buildable, nn.Module, ABC):
     """Batch -> Cond.  `null` is what the network sees when the condition is dropped."""
 
     num_classes: int = 0  # class labels it knows; 0: it takes none
     takes_text: bool = False
+    shrinks: int = 0  # how many times smaller than the picture the images it takes are; 0: it takes none
+    masks: bool = False  # whether it takes masks with them
     vector_dim: int = 0  # D of the vectors it makes; 0: it makes none
     token_dim: int = 0  # D of the tokens it makes; 0: it makes none
+    concat_channels: int = 0  # K
+
+    def see(self, batch: Batch) -> Seen | None:
+        """What it shows to the network of a training batch's images, where it takes images."""
+        return None
 
     @abstractmethod
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond: ...
@@ -411,6 +437,7 @@ class TrainingData(ABC):
     has_texts: bool  # whether any image has one
     size: int
     channels: int  # of the images
+    with_images: bool = False  # whether batches have the images even where they have cached moments
 
     @abstractmethod
     def cache_latents(self, moments: Callable[[Tensor], Tensor], key: str, device: torch.device) -> None:

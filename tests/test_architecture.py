@@ -11,7 +11,7 @@ ALLOWED = {
     "interfaces": set(),
     "ranges": set(),
     **{leaf: {"interfaces", "ranges"} for leaf in LEAVES},
-    "conditioning": {"interfaces", "nn"},
+    "conditioning": {"interfaces", "nn", "ranges"},
     "autoencoder": {"interfaces", "nn"},
     "metrics": {"interfaces", "nn", "ranges"},
     "interop": {"interfaces", "autoencoder"},

@@ -150,12 +150,17 @@ def load(model: str, trusted: Sequence[str] = ()) -> Loaded:
 
 def read_source(loaded: Loaded, recipe: Recipe, image: str, mask: str | None, shows: str | int | None) -> Source:
     """An image and its mask at the size at which the task wants them: cropped to the shape of the picture."""
-    if recipe.task is None:
+    takes = loaded.model.conditioner.shrinks
+    if recipe.task is None and not takes:
         raise ValueError(
             "an image was given, but no task: give --task, one of ImageToImage, Inpaint, Outpaint, RemoveNoise, Edit, Style, Restore"
         )
+    if recipe.task is not None and takes > 1:
+        raise ValueError(
+            f"this model makes its pictures from images {takes} times smaller and does nothing else: leave {type(recipe.task).__name__} out"
+        )
     height, width = recipe.size or (loaded.card["size"], loaded.card["size"])
-    factor = recipe.task.shrinks
+    factor = takes if recipe.task is None else recipe.task.shrinks
     facts = {"image": Path(image).name, "image_sha256": hashlib.sha256(Path(image).read_bytes()).hexdigest()}
     with Image.open(image) as opened:
         x = to_float(as_tensor(ImageOps.fit(as_rgb(opened), (width // factor, height // factor), Image.Resampling.LANCZOS)))

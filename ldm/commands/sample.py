@@ -92,7 +92,8 @@ def sample(
         raise ValueError(f"outpaint is {outpaint}; give 4 numbers of 0 or more: px on the left, right, top and bottom")
     loaded = load(model)
     options = {"mask": mask, "outpaint": outpaint, "edit": edit, "upscale": upscale, "deblur": deblur, "denoise": denoise}
-    task = _task({**options, "colourise": colourise or None, "style": style or None}, image, strength)
+    own = loaded.model.conditioner.shrinks > 0 and not loaded.model.conditioner.masks
+    task = _task({**options, "colourise": colourise or None, "style": style or None}, image, strength, own)
     recipe = Recipe.of(loaded.card)
     if guidance is not None:
         recipe = replace(recipe, guidance=_scaled(recipe.guidance, guidance))
@@ -110,12 +111,14 @@ def sample(
     )
 
 
-def _task(options: dict[str, Any], image: str | None, strength: float | None) -> Task | None:
-    """What the options ask for; with an image alone, pictures like it."""
+def _task(options: dict[str, Any], image: str | None, strength: float | None, own: bool) -> Task | None:
+    """What the options ask for; with an image alone, what the model was trained to make of images (own), or pictures like it."""
     asked = [name for name, value in options.items() if value is not None]
     if image is None:
         if asked:
             raise ValueError(f"--{asked[0]} needs an image: give --image FILE")
+        return None
+    if own and not asked and strength is None:
         return None
     if len(asked) > 1:
         raise ValueError(f"--{asked[0]} and --{asked[1]} were given together: choose one task")

@@ -21,8 +21,11 @@ import ldm.callbacks.ema
 import ldm.callbacks.finite
 import ldm.callbacks.power_ema
 import ldm.callbacks.show
+import ldm.conditioning.image
 import ldm.conditioning.label
 import ldm.conditioning.text
+import ldm.conditioning.together
+import ldm.data.corruptions
 import ldm.diffusion.distillation
 import ldm.diffusion.guidance
 import ldm.diffusion.multistep

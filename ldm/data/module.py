@@ -44,7 +44,7 @@ class Keyed(Dataset):
     """The images of a split, batch by batch; latents instead of pixels where there is a cache."""
 
     def __init__(self, images: Images, indices: list[int], cache: LatentCache | None = None) -> None:
-        self.images, self.indices, self.cache = images, indices, cache
+        self.images, self.indices, self.cache, self.with_images = images, indices, cache, False
         self.names = {name: label for label, name in enumerate(images.names)}
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class Keyed(Dataset):
         batch: Batch = {}
         if self.cache is not None:
             batch["moments"], batch["position"] = self.cache[[int(m) for _, m in pairs], [p for p, _ in pairs]]
-        else:
+        if self.cache is None or self.with_images:
             images, used, damaged = zip(*(self.read(position) for position, _ in pairs), strict=True)
             batch["image"] = torch.stack([x.flip(-1) if mirrored else x for x, (_, mirrored) in zip(images, pairs, strict=True)])
             batch["position"] = list(used)
@@ -143,6 +143,7 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         self.sets  # noqa: B018  opens the source, so that a bad path is reported before anything starts
 
     def train_dataloader(self) -> DataLoader:
+        self.sets[0].with_images = self.with_images
         order = Order(len(self.sets[0]), *self._ranks(), self.batch_size, self.mirror, self.seed, self._batches_done)
         return self._loader(self.sets[0], sampler=order)
 

@@ -108,7 +108,8 @@ class DiT(Network):
         if dim % heads or dim // heads % 4 or dim % 4:
             raise ValueError(f"a DiT of width {dim} with {heads} heads; allowed are heads of a multiple of 4 channels that fill the width")
         self.in_channels, self.vector_dim, self.dim, self.patch = in_channels, vector_dim, dim, patch
-        self.position, self.learn_variance, self.recompute = position, learn_variance, recompute
+        self.concat_channels, self.position = concat_channels, position
+        self.learn_variance, self.recompute = learn_variance, recompute
         self.time_embed = nn.Sequential(nn.Linear(FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.vector_embed = nn.Linear(vector_dim, dim) if vector_dim else None
         self.stem = nn.Linear((in_channels + concat_channels) * patch**2, dim)
@@ -125,7 +126,7 @@ class DiT(Network):
         if self.vector_embed is not None:
             embedding = embedding + self.vector_embed(cond.vector)
         if cond.concat is not None:
-            x = torch.cat([x, cond.concat], dim=1)
+            x = torch.cat([x, cond.concat.expand(len(x), -1, *x.shape[2:])], dim=1)
         patches = F.pixel_unshuffle(x, self.patch)
         places = positions(patches.shape[2], patches.shape[3], x.device)
         h = self.stem(patches.flatten(2).transpose(1, 2))

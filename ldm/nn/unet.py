@@ -81,7 +81,8 @@ class UNet(Network):
         if bad := [level for level in attention_levels if not 0 <= level < len(multipliers)]:
             raise ValueError(f"attention_levels has {bad[0]}; the UNet's levels are 0 to {len(multipliers) - 1}")
         self.in_channels, self.vector_dim, self.channels, self.patch = in_channels, vector_dim, channels, patch
-        self.token_dim, self.learn_variance, self.recompute = token_dim, learn_variance, recompute
+        self.token_dim, self.concat_channels = token_dim, concat_channels
+        self.learn_variance, self.recompute = learn_variance, recompute
         self.multiple = patch * 2 ** (len(multipliers) - 1)
         embed_dim, area = 4 * channels, patch**2
         self.time_embed = nn.Sequential(nn.Linear(channels, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
@@ -129,7 +130,7 @@ class UNet(Network):
         if self.vector_embed is not None:
             embedding = embedding + self.vector_embed(cond.vector)
         if cond.concat is not None:
-            x = torch.cat([x, cond.concat], dim=1)
+            x = torch.cat([x, cond.concat.expand(len(x), -1, *x.shape[2:])], dim=1)
         h = self.stem(F.pixel_unshuffle(x, self.patch))
         skips = [h]
         for layer in self.down:

@@ -3,12 +3,14 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm import model_folder
 from ldm.diffusion.denoiser import Prediction
 from ldm.interfaces import Autoencoder, Batch, Cond, Conditioner, Denoise, Guidance, Network, NoiseSchedule, Objective, Sampler
-from ldm.stages.generation import Recipe, Request, generate
+from ldm.ranges import to_float
+from ldm.stages.generation import Recipe, Request, Source, generate
 from ldm.stages.model import LatentDiffusion, beside
 from ldm.stages.optim import AdamW, Part, configure
 from ldm.stages.training import TrainingStage, first_stage_of, posterior_of
@@ -18,8 +20,8 @@ class DiffusionStage(TrainingStage):
     """Minimises the objective; `drop` of the samples lose their condition (arXiv:2207.12598).
 
     first_stage: model folder or checkpoint of stage 1, or of a stage 2 that holds one, or an autoencoder that has nothing to learn
-    (Pixels).  sampler, guidance, sampling_steps: for the validation pictures.  init: model folder or checkpoint of a stage 2 with
-    networks of the same shape, to start from.
+    (Pixels).  sampler, guidance, sampling_steps: for the validation pictures.  init: model folder or checkpoint of a stage 2 to start
+    from; input channels that it does not have begin as zeros.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class DiffusionStage(TrainingStage):
         autoencoder = first_stage if isinstance(first_stage, Autoencoder) else first_stage_of(first_stage)
         self.model = LatentDiffusion(autoencoder, network, conditioner, schedule, prediction)
         if init is not None:
-            model_folder.load_weights(self.model, model_folder.load(init).model.state_dict(), init)
+            start_from(self.model, init)
         self.objective, self.drop, self.optimizer, self.seed = objective, drop, optimizer, seed
         self.recipe = Recipe(sampler, guidance, sampling_steps)
 
@@ -55,6 +57,7 @@ class DiffusionStage(TrainingStage):
             raise ValueError(
                 "the conditioner Text needs a text for each image, the data has none: add metadata.jsonl with file_name and text"
             )
+        self.data.with_images = self.model.conditioner.shrinks > 0
         self.cache_latents(latents)
         if not latents.measured:
             self._measure()
@@ -115,11 +118,26 @@ class DiffusionStage(TrainingStage):
     test_step = validation_step
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Sixteen samples (N,3,H,W) in [-1,1]: of held-out texts, of classes spread evenly, or of no condition."""
+        """Sixteen samples (N,3,H,W) in [-1,1]: of held-out texts, of classes spread evenly, or of no condition.  Of a model that works on
+        images, eight held-out images: what it was shown, what it made of that, what they are."""
         conditioner, classes = self.model.conditioner, self.data.classes
+        if conditioner.shrinks:
+            return {"samples": torch.cat(self.restored(batch, 8))}
         asked: list[str | None] = batch["text"] if conditioner.takes_text else list(classes) if conditioner.num_classes else [None]
         requests = [Request(i, 0, asked[i * len(asked) // 16]) for i in range(16)]
         return {"samples": generate(self.model, requests, self.recipe, classes)}
+
+    def restored(self, batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a model that works on images: what it is shown of the first `count`, what it makes of that, what they are, (count,3,H,W)."""
+        with self.fixed_noise(0):
+            seen = self.model.conditioner.see(batch)
+        assert seen is not None
+        masks = [None] * len(seen.x) if seen.mask is None else [mask.cpu() for mask in seen.mask]
+        sources = [Source(x.cpu(), mask, {}) for x, mask in zip(seen.x[:count], masks, strict=False)]
+        made = generate(self.model, [Request(i, source=source) for i, source in enumerate(sources)], self.recipe, self.data.classes)
+        hidden = seen.x if seen.mask is None else seen.x * (1 - seen.mask)
+        wanted = to_float(batch["image"][:count])
+        return F.interpolate(hidden[:count], size=wanted.shape[2:]), made, wanted
 
     def card(self) -> dict[str, Any]:
         """The recipe that the validation pictures used is what `predict` uses unless told otherwise."""
@@ -128,3 +146,16 @@ class DiffusionStage(TrainingStage):
     def configure_optimizers(self) -> Any:
         trainable = [p for p in self.parameters() if p.requires_grad]
         return configure([Part(trainable, self.optimizer)], self.trainer.max_steps)
+
+
+def start_from(model: LatentDiffusion, path: str) -> None:
+    """Its weights where they fit; input channels that only `model` has are zeros, so that nothing changes at first."""
+    mine, theirs = model.state_dict(), model_folder.load(path).model.state_dict()
+    for name, found in theirs.items():
+        wanted = mine.get(name, found)
+        if found.ndim > 1 and found.shape[1] < wanted.shape[1] and found[:, 0].shape == wanted[:, 0].shape:
+            theirs[name] = torch.cat([found, torch.zeros_like(wanted[:, found.shape[1] :])], dim=1)
+    new, unused = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
+    model_folder.load_weights(model, {**mine, **{name: theirs[name] for name in mine.keys() & theirs.keys()}}, path)
+    if new or unused:
+        print(f"started from {path}; not in it: {', '.join(new) or 'nothing'}; not used of it: {', '.join(unused) or 'nothing'}")

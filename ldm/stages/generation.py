@@ -18,7 +18,7 @@ from ldm.diffusion.samplers import DPMSolverPP2M
 from ldm.diffusion.schedule import Spacing
 from ldm.diffusion.tasks import slerp, windows
 from ldm.diffusion.variance import LearnedNoise
-from ldm.interfaces import Batch, Given, Guidance, Sampler, Task
+from ldm.interfaces import Batch, Given, Guidance, Sampler, Seen, Task
 from ldm.stages.model import LatentDiffusion
 
 LANES = 8  # images per network call, the last call padded: arithmetic of another batch size rounds differently
@@ -105,17 +105,19 @@ def _generate(
     watch: Callable[[Tensor], Any],
 ) -> Tensor:  # fmt: skip
     latents, denoiser, task = model.latents, model.denoiser, recipe.task
-    device = latents.shift.device
+    device, seen, given = latents.shift.device, None, None
 
     def batch(wanted: Sequence[str | int | None]) -> Batch:
         asked = [model.conditioner.request(condition, classes) for condition in wanted]
         found: Batch = {key: [entry[key] for entry in asked] for key in asked[0]}
-        return {key: values if isinstance(values[0], str) else torch.tensor(values, device=device) for key, values in found.items()}
+        found = {key: values if isinstance(values[0], str) else torch.tensor(values, device=device) for key, values in found.items()}
+        return found if seen is None else {**found, "seen": seen}
 
-    given = None
-    if task is not None:
+    if task is not None or model.conditioner.shrinks:
         y, mask = (part.to(device) for part in _sources(requests))
-        x, mask = task.canvas(y, mask)
+        x, mask = (y, mask) if task is None else task.canvas(y, mask)
+        seen = Seen(x, mask) if model.conditioner.shrinks else None
+    if task is not None:
         plain = model.guiding(batch([request.source and request.source.shows for request in requests]))
         given = Given(y, x, mask, latents.to_latents(x), plain, latents.decode)
     shape = given.z0.shape[1:] if given else (latents.autoencoder.channels, *latents.shape_of(recipe.size))
@@ -153,7 +155,7 @@ def _sources(requests: Sequence[Request]) -> tuple[Tensor, Tensor]:
     """Images (B,3,H,W) and masks (B,1,H,W)."""
     sources = [request.source for request in requests if request.source is not None]
     if len(sources) < len(requests):
-        raise ValueError("this task needs an image: give --image")
+        raise ValueError("this task or model works on an image: give --image FILE")
     masks = [torch.ones_like(source.x[:1]) if source.mask is None else source.mask for source in sources]
     return torch.stack([source.x for source in sources]), torch.stack(masks)
 

@@ -26,12 +26,12 @@ class LatentDiffusion(Buildable, nn.Module):
                 f"the network takes {network.in_channels} latent channels, the first stage makes {autoencoder.channels}: "
                 f"set the network's in_channels to {autoencoder.channels} or train another first stage"
             )
-        vectors, tokens = (network.vector_dim, conditioner.vector_dim), (network.token_dim, conditioner.token_dim)
-        for what, (takes, makes) in {"vector": vectors, "token": tokens}.items():
+        for size in ("vector_dim", "token_dim", "concat_channels"):
+            takes, makes = getattr(network, size), getattr(conditioner, size)
             if takes != makes:
+                what = {"vector_dim": "vectors of {} values", "token_dim": "tokens of {} values"}.get(size, "images of {} channels")
                 raise ValueError(
-                    f"the network takes condition {what}s of {takes} values, the conditioner makes {makes}: "
-                    f"set the network's {what}_dim to {makes}"
+                    f"the network takes condition {what.format(takes)}, the conditioner makes {makes}: set the network's {size} to {makes}"
                 )
         self.latents = LatentSpace(autoencoder)
         self.denoiser = Denoiser(network, schedule, prediction)

@@ -1,0 +1,86 @@
+"""Images as a condition: appended to the latents, or as a vector."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.interfaces import Batch, Cond, Conditioner, Corruption, Features, Seen
+from ldm.nn.attention import timestep_embedding
+from ldm.nn.pretrained import Frozen
+from ldm.ranges import to_float, to_uint8
+
+LEVEL_DIM = 64
+
+
+class Concat(Conditioner):
+    """The latents of what is left of an image, appended to the channels of x: super-resolution, restoration, inpainting, ...
+
+    In training that is what `corruption` leaves of the image; batch["seen"] comes first.  A mask becomes one more channel, 1 where a latent
+    is to be made anew; the image is grey there.  channels: of the latents.  noise > 0: in training, noise of a level up to that is added
+    to the latents and the level told in a vector of 64 values, so that the model trusts them less (arXiv:2106.15282).
+    """
+
+    def __init__(self, corruption: Corruption, channels: int = 4, noise: float = 0.0) -> None:
+        super().__init__()
+        self.corruption, self.channels, self.noise = corruption, channels, noise
+        self.shrinks, self.masks = corruption.shrinks, corruption.masks
+        self.concat_channels = channels + self.masks
+        self.vector_dim = LEVEL_DIM if noise else 0
+
+    def see(self, batch: Batch) -> Seen:
+        return self.corruption.see(to_float(batch["image"]))
+
+    def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
+        x, mask = batch["seen"] if "seen" in batch else self.see(batch)
+        if self.shrinks > 1:
+            x = F.interpolate(x, scale_factor=self.shrinks, mode="bicubic").clamp(-1, 1)
+        if self.masks:
+            mask = torch.ones_like(x[:, :1]) if mask is None else mask
+            x = x * (1 - mask)
+        z = to_latents(x)
+        if z.shape[1] != self.channels:
+            raise ValueError(f"the first stage has {z.shape[1]} latent channels, Concat's channels is {self.channels}: set it to that")
+        level = torch.zeros(len(z), device=z.device)
+        if self.noise and self.training:
+            level = self.noise * torch.rand_like(level)
+            z = z + level.view(-1, 1, 1, 1) * torch.randn_like(z)
+        if self.masks and mask is not None:
+            z = torch.cat([z, F.max_pool2d(mask, mask.shape[-1] // z.shape[-1])], dim=1)
+        return Cond(self._told(level), concat=z)
+
+    def null(self, batch: Batch) -> Cond:
+        """Nothing seen, all to be made."""
+        like = batch["seen"].x if "seen" in batch else batch["image"]
+        concat = torch.zeros(len(like), self.concat_channels, 1, 1, device=like.device)
+        if self.masks:
+            concat[:, -1] = 1
+        return Cond(self._told(torch.zeros(len(like), device=like.device)), concat=concat)
+
+    def _told(self, level: Tensor) -> Tensor | None:
+        return timestep_embedding(1000 * level / self.noise, LEVEL_DIM) if self.noise else None
+
+
+class ImageEmbedding(Conditioner):
+    """The features of an image as a vector: variations of a picture.  The null is the vector 0."""
+
+    shrinks = 1
+
+    def __init__(self, features: Features, dim: int) -> None:
+        super().__init__()
+        self.features, self.vector_dim = Frozen(features), dim
+
+    def see(self, batch: Batch) -> Seen:
+        return Seen(to_float(batch["image"]))
+
+    def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
+        x = batch["seen"].x if "seen" in batch else to_float(batch["image"])
+        vector = self.features(to_uint8(x))
+        if vector.shape[1] != self.vector_dim:
+            raise ValueError(f"the features have {vector.shape[1]} values, ImageEmbedding's dim is {self.vector_dim}: set it to that")
+        return Cond(F.normalize(vector, dim=1) * self.vector_dim**0.5)
+
+    def null(self, batch: Batch) -> Cond:
+        like = batch["seen"].x if "seen" in batch else batch["image"]
+        return Cond(torch.zeros(len(like), self.vector_dim, device=like.device))
