@@ -14,11 +14,12 @@ COMMANDS = {
     "import": ("ldm.commands.import_", "make a model folder of an autoencoder of diffusers"),
     "sample": ("ldm.commands.sample", "pictures from words: --prompt, --class, --image, --mask, --upscale, ..."),
     "predict": ("ldm.commands.predict", "the same from parts and configs, on many devices"),
+    "watermark": ("ldm.commands.watermark", "check whether pictures have the watermark of `ldm sample`"),
 }
 
 
 def usage() -> str:
-    rows = "\n".join(f"  {name:<9} {what}" for name, (_, what) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
     return f"""usage: ldm COMMAND [options]
 
 Latent diffusion models on your own images.

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ldm.data.transforms import as_image, grid
+from ldm.data.watermark import mark
 from ldm.model_folder import write_atomically
 from ldm.ranges import to_uint8
 from ldm.stages.generation import Request
@@ -37,10 +38,11 @@ def settings_in(path: Path) -> dict[str, Any] | None:
 
 
 class PictureWriter(L.Callback):
-    """`<index>.png` in `folder` as soon as it is made, on every rank; beside it how it came about, where Generation tells."""
+    """`<index>.png` in `folder` as soon as it is made, on every rank, with a watermark if wanted; beside it how it came about, where
+    Generation tells."""
 
-    def __init__(self, folder: Path, settings: Callable[[Request], dict[str, Any]]) -> None:
-        self.folder, self.settings = folder, settings
+    def __init__(self, folder: Path, settings: Callable[[Request], dict[str, Any]], watermark: bool = False) -> None:
+        self.folder, self.settings, self.watermark = folder, settings, watermark
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -51,7 +53,8 @@ class PictureWriter(L.Callback):
                 self._write_trajectory(path_of(self.folder, request.index), to_uint8(shown))
             info, data = PngInfo(), io.BytesIO()
             info.add_text(TEXT_KEY, json.dumps(self.settings(request), ensure_ascii=True))
-            as_image(to_uint8(pixels)).save(data, format="PNG", pnginfo=info)
+            made = to_uint8(pixels).cpu()
+            as_image(mark(made) if self.watermark else made).save(data, format="PNG", pnginfo=info)
             write_atomically(path_of(self.folder, request.index), data.getvalue())
 
     @staticmethod

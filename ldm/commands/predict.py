@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ldm import __version__, model_folder
 from ldm.callbacks.writer import PictureWriter, path_of, settings_in
 from ldm.commands.configs import PARSER, find_configs, plain_errors, quiet
 from ldm.data.transforms import as_image, as_rgb, as_tensor, grid, read_pixels
+from ldm.data.watermark import SMALLEST
 from ldm.diffusion.schedule import Spacing
 from ldm.interfaces import Guidance, Sampler, Task
 from ldm.model_folder import Loaded, write_atomically
@@ -71,6 +72,7 @@ def predict(
     lanes: int = LANES,
     columns: int = 0,
     frames: int = 0,
+    watermark: bool = False,
     overwrite: bool = False,
     trusted: list[str] | None = None,
 ) -> int:
@@ -102,6 +104,7 @@ def predict(
         lanes: pictures per network call; more is faster on a GPU and changes the pictures' last bits
         columns: pictures per row of grid.png; default: per_class, or a square
         frames: also write <index>.gif and <index>-steps.png, so many images of how each picture comes about
+        watermark: hide a watermark in the pictures, which `ldm watermark check` finds
         overwrite: make pictures anew that other settings made
         trusted: packages beside ldm whose classes the model may name
     """
@@ -118,7 +121,8 @@ def predict(
     wanted = wanted_conditions(loaded, prompts, [] if unconditional else asked or None, num, per_class)
     source = None if image is None else read_source(loaded, recipe, image, mask, shows)
     requests = [Request(first + i, seed, condition, negative, source) for i, condition in enumerate(wanted)]
-    return make(trainer, loaded, requests, recipe, Path(out), Ways(batch_size, lanes, columns or per_class, overwrite, frames))
+    ways = Ways(batch_size, lanes, columns or per_class, overwrite, frames, watermark)
+    return make(trainer, loaded, requests, recipe, Path(out), ways)
 
 
 def wanted_conditions(
@@ -177,13 +181,14 @@ def read_source(loaded: Loaded, recipe: Recipe, image: str, mask: str | None, sh
 
 @dataclass(frozen=True)
 class Ways:
-    """What does not change a picture (lanes: its last bits)."""
+    """How pictures are made and stored, without a change to what they show (lanes: its last bits)."""
 
     batch_size: int = 64
     lanes: int = LANES
     columns: int = 0
     overwrite: bool = False
     frames: int = 0
+    watermark: bool = False
 
 
 def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recipe: Recipe, folder: Path, ways: Ways) -> int:
@@ -192,8 +197,13 @@ def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recip
         loaded.model.conditioner.request(condition, loaded.card["classes"])  # says now what is wrong with it
     loaded.model.denoiser.schedule.steps(recipe.steps, recipe.spacing)
     loaded.model.latents.shape_of(recipe.size)
-    pending = _pending(requests, folder, recipe, loaded, ways.overwrite)
-    writer = PictureWriter(folder, lambda request: settings(request, recipe, loaded))
+    height, width = recipe.size or (loaded.card["size"], loaded.card["size"])
+    watermark = ways.watermark and min(height, width) >= SMALLEST
+    if ways.watermark and not watermark:
+        print(f"pictures of {width}x{height} px are too small for a watermark: they get none")
+    told = {request.index: settings(request, recipe, loaded, watermark) for request in requests}
+    pending = _pending(requests, folder, told, ways.overwrite)
+    writer = PictureWriter(folder, lambda request: told[request.index], watermark)
     runner = L.Trainer(**{**trainer, "callbacks": [writer, *(trainer["callbacks"] or [])]})
     if pending:
         _run(runner, loaded, recipe, pending, ways)
@@ -205,26 +215,26 @@ def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recip
     return 0
 
 
-def settings(request: Request, recipe: Recipe, loaded: Loaded) -> dict[str, Any]:
+def settings(request: Request, recipe: Recipe, loaded: Loaded, watermark: bool) -> dict[str, Any]:
     """Everything that decides a picture, as stored in the PNG and in the manifest."""
     asked: dict[str, Any] = {"index": request.index, "seed": request.seed, "class": request.condition, "negative": request.negative}
     if request.towards is not None:
         asked |= {"towards": request.towards, "share": request.share}
     if request.source is not None:
         asked |= {**request.source.facts, "shows": request.source.shows}
-    return {**asked, **model_folder.describe(vars(recipe)), "model_sha256": loaded.sha256, "ldm": __version__}
+    return {**asked, **model_folder.describe(vars(recipe)), "watermark": watermark, "model_sha256": loaded.sha256, "ldm": __version__}
 
 
-def _pending(requests: list[Request], folder: Path, recipe: Recipe, loaded: Loaded, overwrite: bool) -> list[Request]:
-    """The requests whose picture is not there; pictures of other settings are only replaced on demand."""
+def _pending(requests: list[Request], folder: Path, told: Mapping[int, Any], overwrite: bool) -> list[Request]:
+    """The requests whose picture is not there; pictures of other settings than those of `told` are only replaced on demand."""
     folder.mkdir(parents=True, exist_ok=True)
     pending = []
     for request in requests:
         path = path_of(folder, request.index)
-        found = settings_in(path)
-        if path.exists() and found != settings(request, recipe, loaded) and not overwrite:
+        same = settings_in(path) == told[request.index]
+        if path.exists() and not same and not overwrite:
             raise ValueError(f"{path} was made with other settings: choose another --out, or give --overwrite true")
-        if found != settings(request, recipe, loaded):
+        if not same:
             pending.append(request)
     return pending
 

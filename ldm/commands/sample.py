@@ -53,6 +53,7 @@ def sample(
     size: str | None = None,
     between: int | None = None,
     frames: int = 0,
+    watermark: bool = True,
     out: str = "samples",
     overwrite: bool = False,
     device: str = "gpu" if torch.cuda.is_available() else "cpu",
@@ -82,6 +83,7 @@ def sample(
         size: WIDTHxHEIGHT in px, of other pictures than the training's; larger ones are made of overlapping windows
         between: another seed: the n pictures go from one seed's noise to the other's
         frames: also write <index>.gif and <index>-steps.png, so many images of how each picture comes about
+        watermark: hide a watermark in the pictures, which `ldm watermark check` finds
         out: folder for <index>.png, grid.png and manifest.jsonl
         overwrite: make pictures anew that other settings made
         device: cpu, gpu
@@ -106,9 +108,8 @@ def sample(
     requests = [Request(i, seed, condition, negative, source) for i, condition in enumerate(wanted)]
     if between is not None:
         requests = [replace(r, towards=between, share=i / max(n - 1, 1), condition=wanted[0]) for i, r in enumerate(requests)]
-    return make(
-        {**SILENT, "accelerator": device, "devices": 1}, loaded, requests, recipe, Path(out), Ways(overwrite=overwrite, frames=frames)
-    )
+    trainer = {**SILENT, "accelerator": device, "devices": 1}
+    return make(trainer, loaded, requests, recipe, Path(out), Ways(overwrite=overwrite, frames=frames, watermark=watermark))
 
 
 def _task(options: dict[str, Any], image: str | None, strength: float | None, own: bool) -> Task | None:

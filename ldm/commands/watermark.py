@@ -1,0 +1,24 @@
+"""ldm watermark check: whether pictures have the watermark of `ldm sample`."""
+
+import sys
+from pathlib import Path
+
+from ldm.data.transforms import read_pixels
+from ldm.data.watermark import BITS, check
+
+USAGE = """usage: ldm watermark check IMAGE [IMAGE ...]
+
+Says of each picture whether it has the watermark of `ldm sample`; the exit status is 0 if all have it, 3 if not."""
+
+
+def main(command: str, arguments: list[str]) -> int:
+    if arguments[:1] != ["check"] or len(arguments) < 2:
+        print(USAGE, file=sys.stdout if "--help" in arguments or "-h" in arguments else sys.stderr)
+        return 0 if "--help" in arguments or "-h" in arguments else 2
+    results = []
+    for path in arguments[1:]:
+        found = check(read_pixels(Path(path)))
+        told = f"watermark of ldm, {found.right} of {len(BITS)} bits" if found.marked else "no watermark"
+        print(f"{path}: {told} (score {found.score:.2f})")
+        results.append(found.marked)
+    return 0 if all(results) else 3
