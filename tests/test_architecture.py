@@ -10,7 +10,8 @@ LEAVES = {"data", "nn", "diffusion"}
 ALLOWED = {
     "interfaces": set(),
     "ranges": set(),
-    **{leaf: {"interfaces", "ranges"} for leaf in LEAVES},
+    "degradations": {"interfaces"},
+    **{leaf: {"interfaces", "ranges", "degradations"} for leaf in LEAVES},
     "conditioning": {"interfaces", "nn", "ranges"},
     "autoencoder": {"interfaces", "nn"},
     "metrics": {"interfaces", "nn", "ranges"},
@@ -21,6 +22,7 @@ ALLOWED = {
     "commands": {
         "interfaces",
         "ranges",
+        "degradations",
         "data",
         "nn",
         "autoencoder",

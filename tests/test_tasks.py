@@ -14,9 +14,10 @@ from test_diffusion import MU, C, close, flow, no_noise, normal, oracle, quick, 
 from torch import Tensor
 
 from ldm.cli import main
+from ldm.degradations import Blurred, Grey, Smaller
 from ldm.diffusion.samplers import Ancestral, Heun, RePaint
 from ldm.diffusion.schedule import LinearSchedule
-from ldm.diffusion.tasks import Blurred, Edit, Grey, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Smaller, Style, slerp, windows
+from ldm.diffusion.tasks import Edit, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Style, slerp, windows
 from ldm.interfaces import Given, Task
 
 SCHEDULE = LinearSchedule()

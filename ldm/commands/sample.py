@@ -10,8 +10,9 @@ from jsonargparse import ArgumentParser
 
 from ldm.commands.configs import PARSER, plain_errors, quiet
 from ldm.commands.predict import SILENT, Ways, load, make, read_source, wanted_conditions
+from ldm.degradations import Blurred, Grey, Smaller
 from ldm.diffusion.samplers import RePaint
-from ldm.diffusion.tasks import Blurred, Edit, Grey, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Smaller, Style
+from ldm.diffusion.tasks import Edit, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Style
 from ldm.interfaces import Task
 from ldm.stages.generation import Recipe, Request
 

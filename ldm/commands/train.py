@@ -26,6 +26,7 @@ import ldm.conditioning.label
 import ldm.conditioning.text
 import ldm.conditioning.together
 import ldm.data.corruptions
+import ldm.degradations
 import ldm.diffusion.distillation
 import ldm.diffusion.guidance
 import ldm.diffusion.multistep

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
 
+from ldm.degradations import Degradation
 from ldm.interfaces import Corruption, Seen
 from ldm.ranges import to_float, to_uint8
 
@@ -27,12 +28,17 @@ def column(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
+def as_8_bit(x: Tensor) -> Tensor:
+    """As a file would have it."""
+    return to_float(to_uint8(x))
+
+
 @dataclass(frozen=True)
 class Pixelwise(Corruption):
     """One that keeps the size."""
 
     def see(self, x: Tensor) -> Seen:
-        return Seen(to_float(to_uint8(self.corrupt(x))))  # people bring files of 8 bits
+        return Seen(as_8_bit(self.corrupt(x)))
 
     @abstractmethod
     def corrupt(self, x: Tensor) -> Tensor: ...
@@ -94,14 +100,6 @@ def convolve(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Grey(Pixelwise):
-    """Luma (Rec. 601) in all channels."""
-
-    def corrupt(self, x: Tensor) -> Tensor:
-        return torch.einsum("bchw,c->bhw", x, x.new_tensor([0.299, 0.587, 0.114]))[:, None].expand_as(x)
-
-
-@dataclass(frozen=True)
 class Posterised(Pixelwise):
     """Flat patches of `px` with `levels` values per channel: a map of what is where, for pictures that have none drawn by hand."""
 
@@ -130,13 +128,17 @@ class OneOf(Pixelwise):
 
 
 @dataclass(frozen=True)
-class Smaller(Corruption):
-    """`shrinks` times smaller by bicubic interpolation with antialias."""
+class Fixed(Corruption):
+    """The same for every image."""
 
-    shrinks: int = 4
+    degradation: Degradation
+
+    @property
+    def shrinks(self) -> int:  # type: ignore[override]
+        return self.degradation.factor
 
     def see(self, x: Tensor) -> Seen:
-        return Seen(to_float(to_uint8(resize(x, 1 / self.shrinks, "bicubic"))))
+        return Seen(as_8_bit(self.degradation(x)))
 
 
 def resize(x: Tensor, factor: float, mode: str) -> Tensor:

@@ -1,15 +1,15 @@
 """What a trained model can do with given images without being trained for it.  A new task is one frozen dataclass."""
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.degradations import Degradation, Smaller
 from ldm.diffusion.samplers import Ancestral, inverted
-from ldm.interfaces import Buildable, Denoise, Given, Noise, NoiseSchedule, Task
+from ldm.interfaces import Denoise, Given, Noise, NoiseSchedule, Task
 
 
 def require_strength(strength: float) -> None:
@@ -114,60 +114,6 @@ class Style(Task):
             return torch.lerp(z0, (z0 - own_mean) / own_std.clamp(min=1e-6) * std + mean, self.weight)
 
         return styled
-
-
-class Degradation(Buildable):
-    """What was done to an image, as a differentiable function."""
-
-    factor: int = 1  # by which it became smaller
-
-    @abstractmethod
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (B,3,H,W) -> (B,3,H/factor,W/factor)."""
-
-
-@dataclass(frozen=True)
-class Smaller(Degradation):
-    """Shrunk by a whole factor, bicubic with antialias."""
-
-    factor: int = 4
-
-    def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ValueError(f"the factor by which the image is smaller is {self.factor}; allowed is 1 or more")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        size = (x.shape[2] // self.factor, x.shape[3] // self.factor)
-        return F.interpolate(x, size, mode="bicubic", antialias=True)
-
-
-@dataclass(frozen=True)
-class Blurred(Degradation):
-    """Gaussian blur of a standard deviation in px."""
-
-    sigma: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.sigma <= 0:
-            raise ValueError(f"the blur is {self.sigma} px; allowed is more than 0")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        radius = max(1, math.ceil(3 * self.sigma))
-        steps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-        kernel = torch.exp(-0.5 * (steps / self.sigma) ** 2)
-        kernel = (kernel / kernel.sum()).view(1, 1, -1, 1).expand(x.shape[1], 1, -1, 1)
-        x = F.pad(x, (radius,) * 4, mode="replicate")
-        x = F.conv2d(x, kernel, groups=x.shape[1])
-        return F.conv2d(x, kernel.transpose(2, 3), groups=x.shape[1])
-
-
-@dataclass(frozen=True)
-class Grey(Degradation):
-    """Luma in all channels (ITU-R BT.601)."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        weights = x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-        return (x * weights).sum(1, keepdim=True).expand_as(x)
 
 
 @dataclass(frozen=True)
