@@ -92,7 +92,7 @@ def save(
 
     half stores float weights in 16 bits: half the size, about 3 significant digits.
     """
-    state = {**model.state_dict(), **(weights or {})}
+    state = merged({**model.state_dict(), **(weights or {})})
     state = {name: (t.half() if half and t.is_floating_point() else t).detach().cpu().contiguous() for name, t in state.items()}
     data = safetensors.torch.save(state)
     config = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), "card": dict(card), "model": describe(model)}
@@ -147,8 +147,19 @@ def _load_checkpoint(path: Path, trusted: Iterable[str]) -> Loaded:
         raise ValueError(f"{path} is not a checkpoint written by `ldm fit` ({type(error).__name__})") from error
     model = build(entry["model"], trusted)
     weights = {name.removeprefix("model."): t for name, t in checkpoint["state_dict"].items() if name.startswith("model.")}
-    load_weights(model, {**weights, **entry.get("averaged", {})}, path)
+    load_weights(model, merged({**weights, **entry.get("averaged", {})}), path)
     return Loaded(model.eval(), entry["card"], hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with the sums in place of what nn.lora.LowRank adds to them."""
+    found = dict(state)
+    for name in [name for name in state if name.endswith(".original")]:
+        module, _, weight = name.removesuffix(".original").rpartition(".parametrizations.")
+        up, down, scale = (found.pop(f"{module}.parametrizations.{weight}.0.{part}") for part in ("up", "down", "scale"))
+        original = found.pop(name)
+        found[f"{module}.{weight}"] = original + (scale * up @ down).view_as(original)
+    return found
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:

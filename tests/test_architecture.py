@@ -18,7 +18,7 @@ ALLOWED = {
     "interop": {"interfaces", "autoencoder"},
     "model_folder": {"interfaces"},
     "stages": {"interfaces", "diffusion", "model_folder", "ranges"},
-    "callbacks": {"interfaces", "model_folder", "data", "stages", "ranges"},
+    "callbacks": {"interfaces", "model_folder", "data", "nn", "stages", "ranges"},
     "commands": {
         "interfaces",
         "ranges",

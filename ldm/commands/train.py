@@ -19,6 +19,7 @@ import ldm.callbacks.checkpoints
 import ldm.callbacks.compile
 import ldm.callbacks.ema
 import ldm.callbacks.finite
+import ldm.callbacks.lora
 import ldm.callbacks.power_ema
 import ldm.callbacks.show
 import ldm.conditioning.image
