@@ -404,6 +404,8 @@ class Given(NamedTuple):
     z0: Tensor  # (B,C,h,w) latents of x
     plain: Denoise  # D without guidance, for what x shows
     to_images: Callable[[Tensor], Tensor]  # latents -> images, with gradients
+    other: Tensor | None = None  # (B,C,h,w) latents of a second image
+    share: Tensor | None = None  # (B,) of it
 
 
 class Task(Buildable, ABC):

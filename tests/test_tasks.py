@@ -17,7 +17,7 @@ from ldm.cli import main
 from ldm.degradations import Blurred, Grey, Smaller
 from ldm.diffusion.samplers import Ancestral, Heun, RePaint
 from ldm.diffusion.schedule import LinearSchedule
-from ldm.diffusion.tasks import Edit, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Style, slerp, windows
+from ldm.diffusion.tasks import Between, Edit, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Style, slerp, windows
 from ldm.interfaces import Given, Task
 
 SCHEDULE = LinearSchedule()
@@ -69,6 +69,19 @@ def test_noise_of_a_known_level_is_removed_along_the_flow() -> None:
     noisy, level = MU + normal(5, 3, 1, 1), 0.7
     found = run(RemoveNoise(level), given(noisy), n=400, sampler=Heun())
     close(found, flow(noisy, torch.tensor(level), torch.tensor(0.0)), 1e-3)
+
+
+def test_from_one_image_to_another_both_come_back() -> None:
+    one, other = MU + C * normal(3, 3, 1, 1), MU + C * normal(3, 3, 1, 1, seed=5)
+    errors = {}
+    for n in (50, 200):
+        pair = given(one)._replace(other=other, share=torch.tensor([0.0, 1.0, 0.5]))
+        found = run(Between(), pair, n)
+        errors[n] = max(float((found[0] - one[0]).abs().max()), float((found[1] - other[1]).abs().max()))
+    assert errors[200] < errors[50] / 3
+    assert errors[200] < 0.2
+    with pytest.raises(ValueError, match="needs a second image"):
+        run(Between(), given(one), 4)
 
 
 def test_inversion_finds_the_way_back_better_with_more_steps() -> None:
@@ -224,6 +237,8 @@ CASES = {
     "colourise": ["--image={three}", "--colourise=true"],
     "denoise": ["--image={three}", "--denoise=0.3"],
     "style": ["--image={three}", "--style=true"],
+    "towards": ["--image={three}", "--towards={half}", "--guidance=1"],
+    "mix": ["--class=3", "--mix=8"],
     "size": ["--size=48x64"],
     "between": ["--between=7"],
     "negative": ["--class=3", "--negative=8", "--guidance=4"],
@@ -239,7 +254,7 @@ def test_every_task_has_an_option_and_its_settings_are_kept(name: str, trained: 
     lines = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
     assert ("image_sha256" in lines[0]) == ("image" in options[0])
     if name == "between":
-        assert [(line["seed"], line["towards"], line["share"]) for line in lines] == [(0, 7, 0.0), (0, 7, 1.0)]
+        assert [(line["seed"], line["towards_seed"], line.get("share", 0.0)) for line in lines] == [(0, 7, 0.0), (0, 7, 1.0)]
     if name in ("mask", "repaint"):
         shown = np.asarray(Image.open(picture["three"]).resize((32, 32), Image.Resampling.LANCZOS), dtype=int)
         assert np.array_equal(made[0][:, :16], shown[:, :16]), "what is known has the given pixels"
@@ -264,6 +279,15 @@ def test_interpolation_ends_in_the_pictures_of_both_seeds(trained: Path, tmp_pat
     assert np.array_equal(ends[1], seven)
 
 
+def test_a_mixture_of_conditions_ends_in_both(tmp_path: Path) -> None:
+    cat, flag = "--class=cat-face", "--class=country-flag"
+    ends = sample(Path("emoji"), tmp_path / "mixed", cat, "--mix=country-flag", "--watermark=false")
+    one, other = (sample(Path("emoji"), tmp_path / name[8:], name, "--watermark=false")[0] for name in (cat, flag))
+    assert np.abs(ends[0] - one).max() <= 1
+    assert np.abs(ends[1] - other).max() <= 1
+    assert np.abs(one - other).max() > 50
+
+
 MISTAKES = {
     "--mask={mask}": "--mask needs an image: give --image FILE",
     "--image={three} --mask={half}": "has 64x32 px, the image 64x64: make them alike",
@@ -275,6 +299,8 @@ MISTAKES = {
     "--image={three} --upscale=2 --strength=0.5": "--strength means nothing to --upscale: leave it out",
     "--size=30x30": "both must be multiples of the autoencoder's factor 4",
     "--size=large": "give WIDTHxHEIGHT",
+    "--towards={three}": "--towards needs an image: give --image FILE",
+    "--class=3 --mix=ten": "class 'ten' is unknown; allowed: 0, 1",
     "--n=0": "n is 0; allowed is 1 or more",
     "--image={three} --outpaint=[8,8]": "outpaint is [8, 8]; give 4 numbers",
     "--image={three} --upscale=0": "is 0; allowed is 1 or more",

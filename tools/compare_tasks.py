@@ -68,10 +68,10 @@ RIVALS: dict[str, dict[str, list[Rival]]] = {
 def train(task: str, out: Path, steps: int) -> Path:
     folder = out / task / "model"
     if not folder.is_dir():
-        command = [sys.executable, "-m", "ldm", "fit", "--run", str(out)]
-        command += [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
+        command = [sys.executable, "-m", "ldm", "fit"]
         for name in ("trainer/cpu", "trainer/csv", "data/emoji", "diffusion/emoji", f"task/{task}"):
             command += ["-c", f"configs/{name}.yaml"]
+        command += ["--run", str(out), f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
         print("\n$ " + " ".join(command[2:]), flush=True)
         subprocess.run(command, check=True)
     return folder

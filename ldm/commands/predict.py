@@ -12,6 +12,7 @@ import torch
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 from PIL import Image, ImageOps
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -65,6 +66,7 @@ def predict(
     task: Task | None = None,
     image: str | None = None,
     mask: str | None = None,
+    towards: str | None = None,
     shows: str | int | None = None,
     size: tuple[int, int] | None = None,
     windows: bool = False,
@@ -94,9 +96,10 @@ def predict(
         guidance: CFG with its scale; default: the model's
         steps: how many sampling steps, or a list of decreasing steps of the schedule; default: the model's
         spacing: which noise levels they visit
-        task: what to do with an image: ImageToImage, Inpaint, Outpaint, RemoveNoise, Edit, Style, Restore
+        task: what to do with an image: ImageToImage, Inpaint, Outpaint, RemoveNoise, Edit, Between, Style, Restore
         image: file that the task works on
         mask: image of the same shape, white where the picture is to be made anew
+        towards: another image; with the task Between the pictures go from one to the other
         shows: class of what the image shows, for Edit
         size: height and width in px, if not the training's
         windows: make pictures larger than the training's of overlapping windows (MultiDiffusion)
@@ -119,10 +122,16 @@ def predict(
     asked = [str(c).strip() for c in (classes.split(",") if isinstance(classes, str) else classes or [])]
     prompts = [prompt] if isinstance(prompt, str) else prompt or []
     wanted = wanted_conditions(loaded, prompts, [] if unconditional else asked or None, num, per_class)
-    source = None if image is None else read_source(loaded, recipe, image, mask, shows)
-    requests = [Request(first + i, seed, condition, negative, source) for i, condition in enumerate(wanted)]
+    source = None if image is None else read_source(loaded, recipe, image, mask, shows, towards)
+    shares = [share_of(i, len(wanted)) if towards else 0.0 for i in range(len(wanted))]
+    requests = [Request(first + i, seed, condition, negative, source, share=shares[i]) for i, condition in enumerate(wanted)]
     ways = Ways(batch_size, lanes, columns or per_class, overwrite, frames, watermark)
     return make(trainer, loaded, requests, recipe, Path(out), ways)
+
+
+def share_of(i: int, n: int) -> float:
+    """The share of the second of two ends in picture i of n."""
+    return 0.5 if n == 1 else i / (n - 1)
 
 
 def wanted_conditions(
@@ -152,12 +161,15 @@ def load(model: str, trusted: Sequence[str] = ()) -> Loaded:
     return loaded
 
 
-def read_source(loaded: Loaded, recipe: Recipe, image: str, mask: str | None, shows: str | int | None) -> Source:
-    """An image and its mask at the size at which the task wants them: cropped to the shape of the picture."""
+def read_source(
+    loaded: Loaded, recipe: Recipe, image: str, mask: str | None, shows: str | int | None, towards: str | None = None
+) -> Source:
+    """An image, its mask and a second image at the size at which the task wants them: cropped to the shape of the picture."""
     takes = loaded.model.conditioner.shrinks
     if recipe.task is None and not takes:
         raise ValueError(
-            "an image was given, but no task: give --task, one of ImageToImage, Inpaint, Outpaint, RemoveNoise, Edit, Style, Restore"
+            "an image was given, but no task: give --task, one of "
+            "ImageToImage, Inpaint, Outpaint, RemoveNoise, Edit, Between, Style, Restore"
         )
     if recipe.task is not None and takes > 1:
         raise ValueError(
@@ -166,17 +178,25 @@ def read_source(loaded: Loaded, recipe: Recipe, image: str, mask: str | None, sh
     height, width = recipe.size or (loaded.card["size"], loaded.card["size"])
     factor = takes if recipe.task is None else recipe.task.shrinks
     facts = {"image": Path(image).name, "image_sha256": hashlib.sha256(Path(image).read_bytes()).hexdigest()}
-    with Image.open(image) as opened:
-        x = to_float(as_tensor(ImageOps.fit(as_rgb(opened), (width // factor, height // factor), Image.Resampling.LANCZOS)))
+    x = _fitted(image, (width // factor, height // factor))
+    other = None if towards is None else _fitted(towards, (width, height))
+    if towards is not None:
+        facts |= {"towards": Path(towards).name, "towards_sha256": hashlib.sha256(Path(towards).read_bytes()).hexdigest()}
     if mask is None:
-        return Source(x, None, facts, shows)
+        return Source(x, None, facts, shows, other)
     with Image.open(mask) as opened, Image.open(image) as original:
         if opened.size != original.size:
             sizes = [f"{wide}x{high}" for wide, high in (opened.size, original.size)]
             raise ValueError(f"the mask {mask!r} has {sizes[0]} px, the image {sizes[1]}: make them alike")
         found = as_tensor(ImageOps.fit(opened.convert("L"), (width, height), Image.Resampling.BOX))
     facts["mask_sha256"] = hashlib.sha256(Path(mask).read_bytes()).hexdigest()
-    return Source(x, (found > 127).float(), facts, shows)
+    return Source(x, (found > 127).float(), facts, shows, other)
+
+
+def _fitted(path: str, size: tuple[int, int]) -> Tensor:
+    """(3,H,W) in [-1,1], cropped to the shape of size (width, height)."""
+    with Image.open(path) as opened:
+        return to_float(as_tensor(ImageOps.fit(as_rgb(opened), size, Image.Resampling.LANCZOS)))
 
 
 @dataclass(frozen=True)
@@ -193,7 +213,7 @@ class Ways:
 
 def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recipe: Recipe, folder: Path, ways: Ways) -> int:
     """The pictures that are not in the folder yet, then grid and manifest of all."""
-    for condition in {request.condition for request in requests} | {request.negative for request in requests}:
+    for condition in {condition for request in requests for condition in (request.condition, request.negative, request.mixed)}:
         loaded.model.conditioner.request(condition, loaded.card["classes"])  # says now what is wrong with it
     loaded.model.denoiser.schedule.steps(recipe.steps, recipe.spacing)
     loaded.model.latents.shape_of(recipe.size)
@@ -219,7 +239,11 @@ def settings(request: Request, recipe: Recipe, loaded: Loaded, watermark: bool) 
     """Everything that decides a picture, as stored in the PNG and in the manifest."""
     asked: dict[str, Any] = {"index": request.index, "seed": request.seed, "class": request.condition, "negative": request.negative}
     if request.towards is not None:
-        asked |= {"towards": request.towards, "share": request.share}
+        asked |= {"towards_seed": request.towards}
+    if request.mixed is not None:
+        asked |= {"mixed": request.mixed}
+    if request.share:
+        asked |= {"share": request.share}
     if request.source is not None:
         asked |= {**request.source.facts, "shows": request.source.shows}
     return {**asked, **model_folder.describe(vars(recipe)), "watermark": watermark, "model_sha256": loaded.sha256, "ldm": __version__}

@@ -9,10 +9,10 @@ import torch
 from jsonargparse import ArgumentParser
 
 from ldm.commands.configs import PARSER, plain_errors, quiet
-from ldm.commands.predict import SILENT, Ways, load, make, read_source, wanted_conditions
+from ldm.commands.predict import SILENT, Ways, load, make, read_source, share_of, wanted_conditions
 from ldm.degradations import Blurred, Grey, Smaller
 from ldm.diffusion.samplers import RePaint
-from ldm.diffusion.tasks import Edit, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Style
+from ldm.diffusion.tasks import Between, Edit, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Style
 from ldm.interfaces import Task
 from ldm.stages.generation import Recipe, Request
 
@@ -27,6 +27,7 @@ TASKS: dict[str, Callable[[Any, dict[str, float]], Task]] = {
     "colourise": lambda *_: Restore(Grey()),
     "denoise": lambda level, _: RemoveNoise(level),
     "style": lambda *_: Style(),
+    "towards": lambda *_: Between(),
 }
 STRONG = ("image", "mask", "outpaint", "edit")
 
@@ -51,6 +52,8 @@ def sample(
     colourise: bool = False,
     denoise: float | None = None,
     style: bool = False,
+    towards: str | None = None,
+    mix: str | None = None,
     size: str | None = None,
     between: int | None = None,
     frames: int = 0,
@@ -81,6 +84,8 @@ def sample(
         colourise: make the picture of which the image is a grey version
         denoise: make the picture of which the image is a version with noise of so many standard deviations of latents
         style: new pictures in the colours of the image
+        towards: another image: the n pictures go from one image to the other (best with --guidance 1)
+        mix: another class or prompt: the n pictures go from one to the other
         size: WIDTHxHEIGHT in px, of other pictures than the training's; larger ones are made of overlapping windows
         between: another seed: the n pictures go from one seed's noise to the other's
         frames: also write <index>.gif and <index>-steps.png, so many images of how each picture comes about
@@ -94,9 +99,17 @@ def sample(
     if outpaint is not None and (len(outpaint) != 4 or min(outpaint) < 0):
         raise ValueError(f"outpaint is {outpaint}; give 4 numbers of 0 or more: px on the left, right, top and bottom")
     loaded = load(model)
-    options = {"mask": mask, "outpaint": outpaint, "edit": edit, "upscale": upscale, "deblur": deblur, "denoise": denoise}
+    options = {
+        "mask": mask,
+        "outpaint": outpaint,
+        "edit": edit,
+        "upscale": upscale,
+        "deblur": deblur,
+        "denoise": denoise,
+        "towards": towards,
+    }
     own = loaded.model.conditioner.shrinks > 0 and not loaded.model.conditioner.masks
-    task = _task({**options, "colourise": colourise or None, "style": style or None}, image, strength, own)
+    task = _task({**options, "towards": towards, "colourise": colourise or None, "style": style or None}, image, strength, own)
     recipe = Recipe.of(loaded.card)
     if guidance is not None:
         recipe = replace(recipe, guidance=_scaled(recipe.guidance, guidance))
@@ -105,10 +118,12 @@ def sample(
     recipe = replace(recipe, steps=steps or recipe.steps, task=task, size=_size(size), windows=size is not None)
     asked_classes = [part.strip() for part in (classes or "").split(",") if part.strip()]
     wanted = wanted_conditions(loaded, [prompt] if prompt else [], asked_classes or None, n)
-    source = None if image is None else read_source(loaded, recipe, image, mask, edit)
+    source = None if image is None else read_source(loaded, recipe, image, mask, edit, towards)
     requests = [Request(i, seed, condition, negative, source) for i, condition in enumerate(wanted)]
-    if between is not None:
-        requests = [replace(r, towards=between, share=i / max(n - 1, 1), condition=wanted[0]) for i, r in enumerate(requests)]
+    if between is not None or mix is not None or towards is not None:  # one condition, n shares
+        requests = [replace(r, towards=between, mixed=mix, share=share_of(i, n), condition=wanted[0]) for i, r in enumerate(requests)]
+    if mix is not None:  # one picture of which the condition changes
+        requests = [replace(r, towards=seed if between is None else between) for r in requests]
     trainer = {**SILENT, "accelerator": device, "devices": 1}
     return make(trainer, loaded, requests, recipe, Path(out), Ways(overwrite=overwrite, frames=frames, watermark=watermark))
 

@@ -96,6 +96,18 @@ class Edit(ImageToImage):
 
 
 @dataclass(frozen=True)
+class Between(Task):
+    """From one image to another: the noises that make them (by inversion, as in Edit), spherically interpolated.  Best without guidance,
+    which leads away from the images."""
+
+    def start(self, given: Given, noise: Noise, schedule: NoiseSchedule, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+        if given.other is None or given.share is None:
+            raise ValueError("Between needs a second image: give --towards FILE")
+        ends = [Ancestral().sample(given.plain, z0, inverted(sigmas), noise) for z0 in (given.z0, given.other)]
+        return torch.stack([slerp(a, b, float(share)) for a, b, share in zip(*ends, given.share, strict=True)]), sigmas
+
+
+@dataclass(frozen=True)
 class Style(Task):
     """A new picture with the colours of the image: above the noise level `until`, D gets the image's mean and deviation per latent
     channel (AdaIN, arXiv:1703.06868, in latents)."""
@@ -153,6 +165,11 @@ class Restore(Task):
             return z0 - self.scale * length.clamp(min=0).view(shape) * direction
 
         return restored
+
+
+def mixture(one: Denoise, other: Denoise, share: Tensor) -> Denoise:
+    """D between those of two conditions; share (B,) of the other."""
+    return lambda x, sigma: torch.lerp(one(x, sigma), other(x, sigma), share.view(-1, *[1] * (x.ndim - 1)).to(x))
 
 
 def windows(denoise: Denoise, size: tuple[int, int], overlap: float = 0.5) -> Denoise:

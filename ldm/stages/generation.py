@@ -16,9 +16,9 @@ from ldm import model_folder
 from ldm.diffusion.guidance import CFG
 from ldm.diffusion.samplers import DPMSolverPP2M
 from ldm.diffusion.schedule import Spacing
-from ldm.diffusion.tasks import slerp, windows
+from ldm.diffusion.tasks import mixture, slerp, windows
 from ldm.diffusion.variance import LearnedNoise
-from ldm.interfaces import Batch, Given, Guidance, Sampler, Seen, Task
+from ldm.interfaces import Batch, Denoise, Given, Guidance, Sampler, Seen, Task
 from ldm.stages.model import LatentDiffusion
 
 LANES = 8  # images per network call, the last call padded: arithmetic of another batch size rounds differently
@@ -31,6 +31,7 @@ class Source(NamedTuple):
     mask: Tensor | None  # (1,H,W), 1 where the picture is to be made anew; None: everywhere
     facts: dict[str, Any]  # what the picture's settings say of it
     shows: str | int | None = None  # its condition
+    other: Tensor | None = None  # a second image (3,H,W)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Request:
     negative: str | int | None = None  # what guidance leads away from; None: from no condition
     source: Source | None = field(default=None, compare=False)
     towards: int | None = None  # another seed, whose noise is mixed in
-    share: float = 0.0  # of that
+    mixed: str | int | None = None  # another condition, whose D is mixed in
+    share: float = 0.0  # of the other seed, condition or image
 
     def noise(self, shape: Sequence[int]) -> Callable[[], Tensor]:
         """Standard normal draws of this picture, one after the other."""
@@ -106,6 +108,7 @@ def _generate(
 ) -> Tensor:  # fmt: skip
     latents, denoiser, task = model.latents, model.denoiser, recipe.task
     device, seen, given = latents.shift.device, None, None
+    share = torch.tensor([request.share for request in requests], device=device)
 
     def batch(wanted: Sequence[str | int | None]) -> Batch:
         asked = [model.conditioner.request(condition, classes) for condition in wanted]
@@ -120,6 +123,9 @@ def _generate(
     if task is not None:
         plain = model.guiding(batch([request.source and request.source.shows for request in requests]))
         given = Given(y, x, mask, latents.to_latents(x), plain, latents.decode)
+        if all(request.source and request.source.other is not None for request in requests):
+            others = torch.stack([request.source.other for request in requests])  # type: ignore[union-attr, misc]
+            given = given._replace(other=latents.to_latents(others.to(device)), share=share)
     shape = given.z0.shape[1:] if given else (latents.autoencoder.channels, *latents.shape_of(recipe.size))
     draws = [request.noise(shape) for request in requests]
 
@@ -130,7 +136,14 @@ def _generate(
     learned = LearnedNoise(denoiser, sigmas, noise) if denoiser.network.learn_variance else None
     negatives = [request.negative for request in requests]
     negative = batch(negatives) if any(wanted is not None for wanted in negatives) else None
-    denoise = model.guided(batch([r.condition for r in requests]), recipe.guidance, negative, learned.predict if learned else None)
+    predict = learned.predict if learned else None
+
+    def guided(wanted: Sequence[str | int | None]) -> Denoise:
+        return model.guided(batch(wanted), recipe.guidance, negative, predict)
+
+    denoise = guided([request.condition for request in requests])
+    if any(request.mixed is not None for request in requests):
+        denoise = mixture(denoise, guided([request.mixed for request in requests]), share)
     if recipe.windows:
         denoise = windows(denoise, latents.shape_of(None))
     if task is not None and given is not None:
