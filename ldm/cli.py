@@ -14,6 +14,7 @@ COMMANDS = {
     "import": ("ldm.commands.import_", "make a model folder of an autoencoder of diffusers"),
     "sample": ("ldm.commands.sample", "pictures from words: --prompt, --class, --image, --mask, --upscale, ..."),
     "predict": ("ldm.commands.predict", "the same from parts and configs, on many devices"),
+    "again": ("ldm.commands.again", "make a picture anew from the settings that it carries"),
     "watermark": ("ldm.commands.watermark", "check whether pictures have the watermark of `ldm sample`"),
 }
 

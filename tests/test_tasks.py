@@ -273,6 +273,26 @@ def test_every_task_has_an_option_and_its_settings_are_kept(name: str, trained: 
     if name in ("mask", "repaint"):
         shown = np.asarray(Image.open(picture["three"]).resize((32, 32), Image.Resampling.LANCZOS), dtype=int)
         assert np.array_equal(made[0][:, :16], shown[:, :16]), "what is known has the given pixels"
+    files = [option for option in options if option.split("=")[0] in ("--image", "--mask", "--towards")]
+    again = ["again", str(tmp_path / "out" / "1.png"), str(trained / "diffusion" / "model"), *files, "--device=cpu"]
+    assert main([*again, "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "1.png").read_bytes() == (tmp_path / "out" / "1.png").read_bytes()
+
+
+def test_what_does_not_belong_to_a_picture_is_refused(trained: Path, picture: dict[str, str], tmp_path: Path, capsys) -> None:
+    model = str(trained / "diffusion" / "model")
+    sample(Path(model), tmp_path / "out", f"--image={picture['three']}")
+    made = str(tmp_path / "out" / "0.png")
+    cases = {
+        (picture["three"], model): "carries no settings of ldm",
+        (made, "emoji"): "was made by another model",
+        (made, model): "was made from the image three.png: give it with --image",
+        (made, model, f"--image={picture['half']}"): "made with another file as image",
+        (made, model, f"--image={picture['three']}", f"--towards={picture['half']}"): "made with another file as towards, or with none",
+    }
+    for arguments, message in cases.items():
+        assert main(["again", *arguments, "--device=cpu", "--out", str(tmp_path / "again")]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_how_a_picture_comes_about_is_shown(trained: Path, tmp_path: Path) -> None:

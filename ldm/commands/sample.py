@@ -99,17 +99,10 @@ def sample(
     if outpaint is not None and (len(outpaint) != 4 or min(outpaint) < 0):
         raise ValueError(f"outpaint is {outpaint}; give 4 numbers of 0 or more: px on the left, right, top and bottom")
     loaded = load(model)
-    options = {
-        "mask": mask,
-        "outpaint": outpaint,
-        "edit": edit,
-        "upscale": upscale,
-        "deblur": deblur,
-        "denoise": denoise,
-        "towards": towards,
-    }
+    options: dict[str, Any] = {"mask": mask, "outpaint": outpaint, "edit": edit, "upscale": upscale, "deblur": deblur, "denoise": denoise}
+    options |= {"towards": towards, "colourise": colourise or None, "style": style or None}
     own = loaded.model.conditioner.shrinks > 0 and not loaded.model.conditioner.masks
-    task = _task({**options, "towards": towards, "colourise": colourise or None, "style": style or None}, image, strength, own)
+    task = _task(options, image, strength, own)
     recipe = Recipe.of(loaded.card)
     if guidance is not None:
         recipe = replace(recipe, guidance=_scaled(recipe.guidance, guidance))

@@ -1,0 +1,65 @@
+"""ldm again: a picture once more, from the settings that it carries."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
+from ldm import model_folder
+from ldm.callbacks.writer import settings_in
+from ldm.commands.configs import PARSER, plain_errors, quiet
+from ldm.commands.predict import SILENT, Ways, load, make, read_source
+from ldm.stages.generation import Recipe, Request
+
+
+def again(
+    picture: str,
+    model: str,
+    image: str | None = None,
+    mask: str | None = None,
+    towards: str | None = None,
+    out: str = "again",
+    device: str = "gpu" if torch.cuda.is_available() else "cpu",
+) -> int:
+    """Make a picture of `ldm sample` or `ldm predict` once more; on the same kind of device it has the same pixels.
+
+    Args:
+        picture: PNG file that they wrote
+        model: the model that made it: folder, checkpoint or name of a shipped model
+        image: the image that it was made from, if any
+        mask: and the mask
+        towards: and the second image
+        out: folder for the picture
+        device: cpu, gpu
+    """
+    stored = settings_in(Path(picture))
+    if stored is None:
+        raise ValueError(f"{picture!r} carries no settings of ldm: give a PNG file as `ldm sample` or `ldm predict` wrote it")
+    loaded = load(model)
+    if loaded.sha256 != stored["model_sha256"]:
+        hashes = [digest[:12] for digest in (stored["model_sha256"], loaded.sha256)]
+        raise ValueError(f"{picture!r} was made by another model: its sha256 begins with {hashes[0]}, that of {model!r} with {hashes[1]}")
+    recipe = Recipe(**model_folder.build({field.name: stored[field.name] for field in fields(Recipe)}))
+    source = None
+    if "image" in stored:
+        if image is None:
+            raise ValueError(f"{picture!r} was made from the image {stored['image']}: give it with --image")
+        source = read_source(loaded, recipe, image, mask, stored["shows"], towards)
+        for name in ("image_sha256", "mask_sha256", "towards_sha256"):
+            if source.facts.get(name) != stored.get(name):
+                raise ValueError(f"{picture!r} was made with another file as {name.removesuffix('_sha256')}, or with none: give that")
+    found: dict[str, Any] = {"condition": stored["class"], "negative": stored["negative"], "source": source}
+    found |= {"towards": stored.get("towards_seed"), "mixed": stored.get("mixed"), "share": stored.get("share", 0.0)}
+    request = Request(stored["index"], stored["seed"], **found)
+    trainer = {**SILENT, "accelerator": device, "devices": 1}
+    return make(trainer, loaded, [request], recipe, Path(out), Ways(overwrite=True, watermark=stored["watermark"]))
+
+
+def main(command: str, arguments: list[str]) -> int:
+    quiet()
+    parser = ArgumentParser(prog=f"ldm {command}", description="A picture once more, from the settings that it carries.", **PARSER)
+    parser.add_function_arguments(again, as_positional=True)
+    with plain_errors():
+        return again(**vars(parser.parse_args(arguments)))
