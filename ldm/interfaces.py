@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # x (B,C,h,w), sigma () or (B,) -> E[z0 | x] (B,C,h,w)
 Noise = Callable[[], Tensor]  # -> standard normal (B,C,h,w), one new draw per call
-Batch = dict[str, Any]  # image uint8 (B,3,H,W), 3 or the images' channels, or moments (B,M,h,w); id, text list[str]; label (B,); seen Seen
+Batch = dict[
+    str, Any
+]  # image uint8 (B,3,H,W), 3 or the images' channels, or moments (B,M,h,w); id, text list[str]; label (B,); seen Seen; numbers list[dict]
 
 
 class Buildable:
@@ -299,6 +301,7 @@ class Conditioner(Buildable, nn.Module, ABC):
 
     num_classes: int = 0  # class labels it knows; 0: it takes none
     takes_text: bool = False
+    numbers: Sequence[str] = ()  # the numeric attributes it takes
     shrinks: int = 0  # how many times smaller than the picture the images it takes are; 0: it takes none
     masks: bool = False  # whether it takes masks with them
     vector_dim: int = 0  # D of the vectors it makes; 0: it makes none
@@ -437,6 +440,7 @@ class TrainingData(ABC):
 
     classes: list[str]
     has_texts: bool  # whether any image has one
+    numbers: list[str]  # the numeric attributes of any image
     size: int
     channels: int  # of the images
     with_images: bool = False  # whether batches have the images even where they have cached moments

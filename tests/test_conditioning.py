@@ -16,12 +16,14 @@ from ldm.cli import main
 from ldm.commands.predict import settings_in
 from ldm.conditioning.image import Concat, ImageEmbedding
 from ldm.conditioning.label import ClassLabel
+from ldm.conditioning.numbers import Numbers
 from ldm.conditioning.together import Together
 from ldm.data.corruptions import BSR, Blur, Fixed, GaussianNoise, Holes, Jpeg, OneOf, Posterised, gaussian_kernel
 from ldm.data.transforms import as_image, as_tensor
 from ldm.degradations import Grey, Smaller
 from ldm.interfaces import Cond, Conditioner, Corruption, Seen
 from ldm.metrics.features import Features
+from ldm.nn.attention import timestep_embedding
 from ldm.nn.dit import DiT
 from ldm.nn.unet import UNet
 from ldm.ranges import to_float, to_uint8
@@ -197,6 +199,60 @@ def test_an_image_as_a_vector_and_a_wrong_size_of_it() -> None:
     torch.testing.assert_close(cond.vector.norm(dim=1), torch.full((2,), 3**0.5))  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="have 3 values, ImageEmbedding's dim is 5"):
         ImageEmbedding(Mean(), 5).encode(batch, halve)
+
+
+def test_numbers_are_told_apart_and_a_missing_one_is_nothing() -> None:
+    numbers = Numbers({"age": [0, 100], "dose": [0.5, 2.5]}, 8)
+    known = [{"age": 50.0, "dose": 2.5}, {"age": 51.0, "dose": 2.5}, {"dose": 2.5}, {"age": 50.0, "dose": 2.5, "other": 1.0}, {}]
+    told, null = numbers.encode({"numbers": known}, halve).vector, numbers.null({"numbers": known}).vector
+    assert told is not None
+    assert told.shape == (5, 16) == (5, numbers.vector_dim)
+    torch.testing.assert_close(told[0, :8], timestep_embedding(torch.tensor([500.0]), 8)[0])
+    torch.testing.assert_close(told[0, 8:], timestep_embedding(torch.tensor([1000.0]), 8)[0])
+    assert not torch.allclose(told[0, :8], told[1, :8], atol=1e-3)
+    assert torch.equal(told[0], told[3])
+    assert (told[2, :8] == 0).all()
+    assert torch.equal(told[2, 8:], told[0, 8:])
+    assert torch.equal(told[4], null[4])  # type: ignore[index]
+    assert numbers.request("age=30, dose = 1e0", []) == {"numbers": {"age": 30.0, "dose": 1.0}}
+    assert numbers.request(None, []) == {"numbers": {}}
+    for wrong in ("age", "age=old", "weight=3"):
+        with pytest.raises(ValueError, match=r"is no number that this model knows: .* of age \(0 to 100\), dose \(0.5 to 2.5\)"):
+            numbers.request(wrong, [])
+    with pytest.raises(ValueError, match="range of age is"):
+        Numbers({"age": [3, 3]})
+
+
+def test_numbers_of_a_folder_condition_a_model(trained: Path, photos, tmp_path: Path, capsys) -> None:
+    folder = photos(6)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg"))
+    rows = [f"{name},{index},{'' if index else 7.5},b" for index, name in enumerate(names)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,age,dose,note", *rows]))
+    data = [
+        "--data.path",
+        str(folder),
+        "--data.val_fraction=0.4",
+        "--data.size=32",
+        "--data.batch_size=2",
+        f"--trainer.default_root_dir={tmp_path}/x",
+    ]
+    model = [
+        "--model.conditioner=Numbers",
+        "--model.conditioner.ranges={age: [0, 5], %s: [0, 9]}",
+        "--model.conditioner.dim=8",
+        "--model.network.vector_dim=16",
+    ]
+    run = [*stage2(tmp_path, f"--model.first_stage={trained}/autoencoder/model", data="folder"), *data]
+    assert main([*run, *(option.replace("%s", "weight") for option in model)]) == 1
+    assert "takes weight, which no image has; the data's metadata have age, dose" in capsys.readouterr().err
+    assert main([*run, *(option.replace("%s", "dose") for option in model)]) == 0
+    command = ["sample", str(tmp_path / "x" / "model"), "--n=1", "--steps=2", "--device=cpu", "--out", str(tmp_path / "out"), "--prompt"]
+    assert main([*command, "age=3, dose=2"]) == 0
+    stored = settings_in(tmp_path / "out" / "0.png")
+    assert stored is not None
+    assert stored["class"] == "age=3, dose=2"
+    assert main([*command, "weight=3"]) == 1
+    assert "age (0 to 5), dose (0 to 9)" in capsys.readouterr().err
 
 
 def with_channels(path: Path, conditioner: Conditioner, **sizes: int) -> LatentDiffusion:

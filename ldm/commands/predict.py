@@ -86,7 +86,7 @@ def predict(
         out: folder for <index>.png, grid.png and manifest.jsonl; pictures that are there already are kept
         num: number of pictures
         first: index of the first picture
-        prompt: what the pictures show, in words; several are taken in turn
+        prompt: what the pictures show, in words, or numbers such as 'age=30, dose=1'; several are taken in turn
         classes: class names, first parts of them, or numbers, separated by commas and taken in turn; default: all, evenly spread
         per_class: this many pictures of each class one after the other, instead of num
         unconditional: leave the condition out
@@ -139,13 +139,14 @@ def wanted_conditions(
 ) -> list[str | None]:
     """What each picture shows; classes: None for all that the model knows, none for no condition."""
     conditioner = loaded.model.conditioner
-    if prompts and not conditioner.takes_text:
+    words = conditioner.takes_text or len(conditioner.numbers) > 0
+    if prompts and not words:
         raise ValueError(
             f"a prompt was given ({prompts[0]!r}), but this model takes no text: use classes, or a model with the conditioner Text"
         )
-    if conditioner.takes_text:
+    if words:
         if classes:
-            raise ValueError("classes were given, but this model takes text: use a prompt")
+            raise ValueError("classes were given, but this model takes text or numbers: use a prompt")
         return [prompts[i % len(prompts)] if prompts else None for i in range(num)]
     if classes is None:
         return conditions(loaded.card["classes"] if conditioner.num_classes else [], [], num, per_class)

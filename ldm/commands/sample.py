@@ -66,7 +66,7 @@ def sample(
 
     Args:
         model: model folder, checkpoint or the name of a shipped model: emoji
-        prompt: what the pictures show, in words, for a model of text
+        prompt: what the pictures show, in words, or in numbers such as 'age=30, dose=1', for a model of these
         classes: class names or numbers, separated by commas and taken in turn (--class is the same); default: evenly spread
         negative: class that guidance leads away from
         n: number of pictures

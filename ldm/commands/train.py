@@ -24,6 +24,7 @@ import ldm.callbacks.power_ema
 import ldm.callbacks.show
 import ldm.conditioning.image
 import ldm.conditioning.label
+import ldm.conditioning.numbers
 import ldm.conditioning.text
 import ldm.conditioning.together
 import ldm.data.corruptions

@@ -1,6 +1,7 @@
 """Several conditions at once."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +12,16 @@ from ldm.interfaces import Batch, Cond, Conditioner, Seen
 class Together(Conditioner):
     """Vectors and channels one beside the other, tokens one after the other; a sample loses all of its conditions or none.
 
-    What a user asks for in words goes to the part that takes words or classes, an image to the part that takes images.
+    What a user asks for in words goes to the part that takes words, classes or numbers, an image to the part that takes images.
     """
 
     def __init__(self, parts: Sequence[Conditioner]) -> None:
         super().__init__()
-        if sum(bool(p.num_classes or p.takes_text) for p in parts) > 1 or sum(bool(p.shrinks) for p in parts) > 1:
-            raise ValueError("Together takes at most one part for words or classes and one for images")
+        if sum(_worded(p) for p in parts) > 1 or sum(bool(p.shrinks) for p in parts) > 1:
+            raise ValueError("Together takes at most one part for words, classes or numbers and one for images")
         self.parts = nn.ModuleList(parts)
         self.num_classes, self.takes_text = max(p.num_classes for p in parts), any(p.takes_text for p in parts)
+        self.numbers = [name for p in parts for name in p.numbers]
         self.shrinks, self.masks = max(p.shrinks for p in parts), any(p.masks for p in parts)
         self.vector_dim, self.concat_channels = sum(p.vector_dim for p in parts), sum(p.concat_channels for p in parts)
         self.token_dim = max(p.token_dim for p in parts)
@@ -34,8 +36,13 @@ class Together(Conditioner):
         return _joined([part.null(batch) for part in self.parts])  # type: ignore[operator]
 
     def request(self, wanted: str | int | None, names: list[str]) -> Batch:
-        worded = [part for part in self.parts if part.num_classes or part.takes_text]
+        worded = [part for part in self.parts if _worded(part)]
         return worded[0].request(wanted, names) if worded else super().request(wanted, names)  # type: ignore[operator]
+
+
+def _worded(part: Any) -> bool:
+    """Whether users ask for its conditions in words."""
+    return bool(part.num_classes or part.takes_text or part.numbers)
 
 
 def _joined(conds: list[Cond]) -> Cond:

@@ -4,8 +4,8 @@ import csv
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from ldm.data.transforms import as_tensor, read_image
 
 ASSETS = Path(__file__).parent / "assets"
+NAMED = {"file_name", "label", "text"}  # columns of metadata that are no numeric attributes
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
 
 
@@ -27,6 +28,7 @@ class Record:
     id: str
     label: str | None = None
     text: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 class Images(ABC):
@@ -85,8 +87,8 @@ class DigitImages(Images):
 
 
 class FolderImages(Images):
-    """Any folder of images, recursively.  Label and text come from `metadata.jsonl` or `metadata.csv` (file_name, label,
-    text) where there is one; otherwise the label is the name of the image's sub-folder."""
+    """Any folder of images, recursively.  Label and text come from `metadata.jsonl` or `metadata.csv` (file_name, label, text, and
+    numeric attributes by other names) where there is one; otherwise the label is the name of the image's sub-folder."""
 
     def __init__(self, path: str, size: int, channels: int = 3) -> None:
         self.size, self.channels, self.root = size, channels, Path(path).expanduser()
@@ -121,7 +123,8 @@ class FolderImages(Images):
             return Record(name.as_posix(), label)
         row = metadata.get(name.as_posix(), {})
         label = row.get("label")
-        return Record(name.as_posix(), None if label in (None, "") else str(label), str(row.get("text") or ""))
+        numbers = {key: number for key, value in row.items() if key not in NAMED and (number := _number(value)) is not None}
+        return Record(name.as_posix(), None if label in (None, "") else str(label), str(row.get("text") or ""), numbers)
 
     def pixels(self, index: int) -> Tensor:
         return read_image(self.files[index], self.size, self.channels)
@@ -129,6 +132,13 @@ class FolderImages(Images):
     def fingerprint(self) -> str:
         stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
         return hashlib.sha256(f"{super().fingerprint()} {self.channels} {stats}".encode()).hexdigest()
+
+
+def _number(value: str | float | None) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return None
 
 
 def _json_lines(lines: Iterable[str]) -> list[dict[str, str]]:

@@ -77,6 +77,8 @@ class Keyed(Dataset):
             batch["damaged"] = [name for name in damaged if name is not None]
         records = [self.images.records[self.indices[position]] for position in batch["position"]]
         batch |= {"id": [record.id for record in records], "text": [record.text for record in records]}
+        if any(record.numbers for record in self.images.records):
+            batch["numbers"] = [dict(record.numbers) for record in records]
         if self.names:
             batch["label"] = torch.tensor([self.names.get(record.label, -1) for record in records])  # type: ignore[arg-type]
         return batch
@@ -134,6 +136,10 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
     @property
     def has_texts(self) -> bool:  # type: ignore[override]
         return any(record.text for record in self.sets[0].images.records)
+
+    @property
+    def numbers(self) -> list[str]:  # type: ignore[override]
+        return sorted({name for record in self.sets[0].images.records for name in record.numbers})
 
     @property
     def channels(self) -> int:  # type: ignore[override]

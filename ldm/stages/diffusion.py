@@ -57,6 +57,11 @@ class DiffusionStage(TrainingStage):
             raise ValueError(
                 "the conditioner Text needs a text for each image, the data has none: add metadata.jsonl with file_name and text"
             )
+        if missing := set(self.model.conditioner.numbers) - set(self.data.numbers):
+            raise ValueError(
+                f"the conditioner Numbers takes {', '.join(sorted(missing))}, which no image has; "
+                f"the data's metadata have {', '.join(self.data.numbers) or 'no numeric attributes'}"
+            )
         self.data.with_images = self.model.conditioner.shrinks > 0
         self.cache_latents(latents)
         if not latents.measured:
@@ -118,12 +123,14 @@ class DiffusionStage(TrainingStage):
     test_step = validation_step
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Sixteen samples (N,3,H,W) in [-1,1]: of held-out texts, of classes spread evenly, or of no condition.  Of a model that works on
+        """Sixteen samples (N,3,H,W) in [-1,1]: of held-out texts or numbers, of classes spread evenly, or of no condition.  Of a model that works on
         images, eight held-out images: what it was shown, what it made of that, what they are."""
         conditioner, classes = self.model.conditioner, self.data.classes
         if conditioner.shrinks:
             return {"samples": torch.cat(self.restored(batch, 8))}
         asked: list[str | None] = batch["text"] if conditioner.takes_text else list(classes) if conditioner.num_classes else [None]
+        if conditioner.numbers:
+            asked = [", ".join(f"{name}={known[name]}" for name in conditioner.numbers if name in known) for known in batch["numbers"]]
         requests = [Request(i, 0, asked[i * len(asked) // 16]) for i in range(16)]
         return {"samples": generate(self.model, requests, self.recipe, classes)}
 

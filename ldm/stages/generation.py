@@ -113,7 +113,7 @@ def _generate(
     def batch(wanted: Sequence[str | int | None]) -> Batch:
         asked = [model.conditioner.request(condition, classes) for condition in wanted]
         found: Batch = {key: [entry[key] for entry in asked] for key in asked[0]}
-        found = {key: values if isinstance(values[0], str) else torch.tensor(values, device=device) for key, values in found.items()}
+        found = {key: torch.tensor(values, device=device) if isinstance(values[0], int) else values for key, values in found.items()}
         return found if seen is None else {**found, "seen": seen}
 
     if task is not None or model.conditioner.shrinks:

@@ -1,0 +1,52 @@
+"""Numeric attributes as a condition: age, dose, angle, brightness, ..."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ldm.interfaces import Batch, Cond, Conditioner
+from ldm.nn.attention import timestep_embedding
+
+
+class Numbers(Conditioner):
+    """Each attribute as a vector of `dim` sines and cosines of its place in its range, or zeros where an image has none; the null is zeros.
+
+    ranges: the attributes' names, in batch["numbers"], and their least and greatest values; others within reason work, too.
+    """
+
+    def __init__(self, ranges: Mapping[str, Sequence[float]], dim: int = 64) -> None:
+        super().__init__()
+        for name, bounds in ranges.items():
+            if len(bounds) != 2 or not bounds[0] < bounds[1]:
+                raise ValueError(f"the range of {name} is {list(bounds)}; give its least and its greatest value")
+        self.ranges, self.dim = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}, dim
+        self.numbers, self.vector_dim = list(ranges), dim * len(ranges)
+        self.register_buffer("_device", torch.zeros(0), persistent=False)
+
+    def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
+        rows = [[float(known.get(name, math.nan)) for name in self.ranges] for known in batch["numbers"]]
+        low, high = torch.tensor(list(self.ranges.values())).T
+        places = ((torch.tensor(rows) - low) / (high - low)).to(self._device.device)
+        told = torch.stack([timestep_embedding(1000 * place.nan_to_num(), self.dim) for place in places.T], dim=1)
+        return Cond(vector=(told * ~places.isnan()[:, :, None]).flatten(1))
+
+    def null(self, batch: Batch) -> Cond:
+        return Cond(vector=torch.zeros(len(batch["numbers"]), self.vector_dim, device=self._device.device))
+
+    def request(self, wanted: str | int | None, names: list[str]) -> Batch:
+        """ "age=30, dose=1.5"."""
+        found = {}
+        for part in str(wanted or "").split(","):
+            name, sign, value = (piece.strip() for piece in part.partition("="))
+            if not name:
+                continue
+            try:
+                found[name] = float(value)
+            except ValueError:
+                sign = ""
+            if not sign or name not in self.ranges:
+                known = ", ".join(f"{name} ({low:g} to {high:g})" for name, (low, high) in self.ranges.items())
+                raise ValueError(f"{part.strip()!r} is no number that this model knows: give NAME=NUMBER, separated by commas, of {known}")
+        return {"numbers": found}
