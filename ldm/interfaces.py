@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # x (B,C,h,w), sigma () or (B,) -> E[z0 | x] (B,C,h,w)
 Noise = Callable[[], Tensor]  # -> standard normal (B,C,h,w), one new draw per call
-Batch = dict[
-    str, Any
-]  # image uint8 (B,3,H,W), 3 or the images' channels, or moments (B,M,h,w); id, text list[str]; label (B,); seen Seen; numbers list[dict]
+# image uint8 (B,3,H,W), 3 or the images' channels, or moments (B,M,h,w); id, text list[str]; label (B,); numbers list[dict]; seen Seen
+Batch = dict[str, Any]
 
 
 class Buildable:

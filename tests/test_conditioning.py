@@ -228,20 +228,9 @@ def test_numbers_of_a_folder_condition_a_model(trained: Path, photos, tmp_path: 
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg"))
     rows = [f"{name},{index},{'' if index else 7.5},b" for index, name in enumerate(names)]
     (folder / "metadata.csv").write_text("\n".join(["file_name,age,dose,note", *rows]))
-    data = [
-        "--data.path",
-        str(folder),
-        "--data.val_fraction=0.4",
-        "--data.size=32",
-        "--data.batch_size=2",
-        f"--trainer.default_root_dir={tmp_path}/x",
-    ]
-    model = [
-        "--model.conditioner=Numbers",
-        "--model.conditioner.ranges={age: [0, 5], %s: [0, 9]}",
-        "--model.conditioner.dim=8",
-        "--model.network.vector_dim=16",
-    ]
+    data = ["--data.path", str(folder), "--data.val_fraction=0.4", "--data.size=32", "--data.batch_size=2"]
+    data += [f"--trainer.default_root_dir={tmp_path}/x", "--model.network.vector_dim=16"]
+    model = ["--model.conditioner=Numbers", "--model.conditioner.ranges={age: [0, 5], %s: [0, 9]}", "--model.conditioner.dim=8"]
     run = [*stage2(tmp_path, f"--model.first_stage={trained}/autoencoder/model", data="folder"), *data]
     assert main([*run, *(option.replace("%s", "weight") for option in model)]) == 1
     assert "takes weight, which no image has; the data's metadata have age, dose" in capsys.readouterr().err

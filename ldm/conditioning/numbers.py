@@ -16,6 +16,8 @@ class Numbers(Conditioner):
     ranges: the attributes' names, in batch["numbers"], and their least and greatest values; others within reason work, too.
     """
 
+    _device: Tensor  # () that moves with the module
+
     def __init__(self, ranges: Mapping[str, Sequence[float]], dim: int = 64) -> None:
         super().__init__()
         for name, bounds in ranges.items():

@@ -123,8 +123,8 @@ class DiffusionStage(TrainingStage):
     test_step = validation_step
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Sixteen samples (N,3,H,W) in [-1,1]: of held-out texts or numbers, of classes spread evenly, or of no condition.  Of a model that works on
-        images, eight held-out images: what it was shown, what it made of that, what they are."""
+        """Sixteen samples (N,3,H,W) in [-1,1]: of held-out texts or numbers, of classes spread evenly, or of no condition.  Of a model
+        that works on images, eight held-out images: what it was shown, what it made of that, what they are."""
         conditioner, classes = self.model.conditioner, self.data.classes
         if conditioner.shrinks:
             return {"samples": torch.cat(self.restored(batch, 8))}
