@@ -15,6 +15,7 @@ COMMANDS = {
     "sample": ("ldm.commands.sample", "pictures from words: --prompt, --class, --image, --mask, --upscale, ..."),
     "predict": ("ldm.commands.predict", "the same from parts and configs, on many devices"),
     "again": ("ldm.commands.again", "make a picture anew from the settings that it carries"),
+    "wav": ("ldm.commands.wav", "sound of pictures of a model of data.Audio"),
     "watermark": ("ldm.commands.watermark", "check whether pictures have the watermark of `ldm sample`"),
 }
 

@@ -90,8 +90,10 @@ class FolderImages(Images):
     """Any folder of images, recursively.  Label and text come from `metadata.jsonl` or `metadata.csv` (file_name, label, text, and
     numeric attributes by other names) where there is one; otherwise the label is the name of the image's sub-folder."""
 
-    def __init__(self, path: str, size: int, channels: int = 3) -> None:
-        self.size, self.channels, self.root = size, channels, Path(path).expanduser()
+    def __init__(self, path: str, size: int, channels: int = 3, window: tuple[float, float] | None = None) -> None:
+        self.size, self.channels, self.window, self.root = size, channels, window, Path(path).expanduser()
+        if window is not None and not window[0] < window[1]:
+            raise ValueError(f"data.window is {list(window)}; give the value that becomes black, then a greater one that becomes white")
         if not self.root.is_dir():
             raise ValueError(f"data.path is {path!r}, which is not a folder: give a folder of images")
         metadata = self._metadata()
@@ -127,11 +129,11 @@ class FolderImages(Images):
         return Record(name.as_posix(), None if label in (None, "") else str(label), str(row.get("text") or ""), numbers)
 
     def pixels(self, index: int) -> Tensor:
-        return read_image(self.files[index], self.size, self.channels)
+        return read_image(self.files[index], self.size, self.channels, self.window)
 
     def fingerprint(self) -> str:
         stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
-        return hashlib.sha256(f"{super().fingerprint()} {self.channels} {stats}".encode()).hexdigest()
+        return hashlib.sha256(f"{super().fingerprint()} {self.channels} {self.window} {stats}".encode()).hexdigest()
 
 
 def _number(value: str | float | None) -> float | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 
+from ldm.data.audio import WaveImages
 from ldm.data.cache import LatentCache
 from ldm.data.datasets import DigitImages, EmojiImages, FolderImages, Images, split
 from ldm.interfaces import Batch, TrainingData
@@ -250,11 +251,25 @@ class Digits(ImageData):
 
 
 class Folder(ImageData):
-    """Any folder of images: --data.path.  channels: 1 grey, 3 RGB on white, 4 RGBA."""
+    """Any folder of images: --data.path.  channels: 1 grey, 3 RGB on white, 4 RGBA.  window: values of images with more than 8 bits that
+    become black and white (e.g. of a medical slice); others are cut off."""
 
-    def __init__(self, path: str, size: int = 256, channels: Literal[1, 3, 4] = 3, **options: Any) -> None:
+    def __init__(
+        self, path: str, size: int = 256, channels: Literal[1, 3, 4] = 3, window: tuple[float, float] | None = None, **options: Any
+    ) -> None:
         super().__init__(size, **options)
-        self.path, self.wanted_channels = path, channels
+        self.path, self.wanted_channels, self.window = path, channels, window
 
     def images(self) -> Images:
-        return FolderImages(self.path, self.size, self.wanted_channels)
+        return FolderImages(self.path, self.size, self.wanted_channels, self.window)
+
+
+class Audio(ImageData):
+    """Any folder of WAV files as mel spectrograms of one channel, never mirrored.  rate: Hz; hop: samples per column.  `ldm wav` goes back."""
+
+    def __init__(self, path: str, size: int = 64, rate: int = 16000, hop: int = 256, mirror: bool = False, **options: Any) -> None:
+        super().__init__(size, mirror=mirror, **options)
+        self.path, self.rate, self.hop = path, rate, hop
+
+    def images(self) -> Images:
+        return WaveImages(self.path, self.size, self.rate, self.hop)

@@ -10,17 +10,18 @@ from torch import Tensor
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by number of channels
 
 
-def as_rgb(image: Image.Image, background: str | None = "white") -> Image.Image:
+def as_rgb(image: Image.Image, background: str | None = "white", window: tuple[float, float] | None = None) -> Image.Image:
     """Upright by EXIF; alpha and palette transparency composited on the background (None: kept, RGBA); grey, CMYK, ... converted.
 
-    Values beyond 8 bits are scaled from 0..65535, floats from 0..1 (or as 16 bits where they exceed 255).
+    Values beyond 8 bits are scaled from `window`; without one from 0..65535, floats from 0..1 (or as 16 bits where they exceed 255).
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey arrives as I;16 or I
         values = np.asarray(image, dtype=np.float64)
         small = image.mode != "I;16" and values.max() <= 255
         scale = 1 / 257 if not small else 255 if image.mode == "F" and values.max() <= 1 else 1
-        image = Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
+        scaled = values * scale if window is None else (values - window[0]) * (255 / (window[1] - window[0]))
+        image = Image.fromarray(np.clip(np.round(scaled), 0, 255).astype(np.uint8))
     if background is None:
         return image.convert("RGBA")
     if image.has_transparency_data:
@@ -45,10 +46,10 @@ def as_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(shown.permute(1, 2, 0).squeeze(2).cpu().numpy())
 
 
-def read_image(path: Path, size: int, channels: int = 3) -> Tensor:
-    """One image file as uint8 (channels, size, size): 1 grey, 3 RGB on white, 4 RGBA."""
+def read_image(path: Path, size: int, channels: int = 3, window: tuple[float, float] | None = None) -> Tensor:
+    """One image file as uint8 (channels, size, size): 1 grey, 3 RGB on white, 4 RGBA; window: as as_rgb."""
     with Image.open(path) as image:
-        upright = as_rgb(image, None if channels == 4 else "white")
+        upright = as_rgb(image, None if channels == 4 else "white", window)
         return as_tensor(fit_square(upright.convert(MODES[channels]), size))
 
 
