@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # x (B,C,h,w), sigma () or (B,) -> E[z0 | x] (B,C,h,w)
 Noise = Callable[[], Tensor]  # -> standard normal (B,C,h,w), one new draw per call
-# image uint8 (B,3,H,W), 3 or the images' channels, or moments (B,M,h,w); id, text list[str]; label (B,); numbers list[dict]; seen Seen
+# image uint8 (B,3,H,W), 3 or the images' channels, or moments (B,M,h,w); map uint8 (B,3,H,W); seen Seen; label (B,);
+# id, text list[str]; numbers list[dict]
 Batch = dict[str, Any]
 
 

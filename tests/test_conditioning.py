@@ -19,6 +19,8 @@ from ldm.conditioning.label import ClassLabel
 from ldm.conditioning.numbers import Numbers
 from ldm.conditioning.together import Together
 from ldm.data.corruptions import BSR, Blur, Fixed, GaussianNoise, Holes, Jpeg, OneOf, Posterised, gaussian_kernel
+from ldm.data.datasets import FolderImages
+from ldm.data.module import Keyed
 from ldm.data.transforms import as_image, as_tensor
 from ldm.degradations import Grey, Smaller
 from ldm.interfaces import Cond, Conditioner, Corruption, Seen
@@ -242,6 +244,37 @@ def test_numbers_of_a_folder_condition_a_model(trained: Path, photos, tmp_path: 
     assert stored["class"] == "age=3, dose=2"
     assert main([*command, "weight=3"]) == 1
     assert "age (0 to 5), dose (0 to 9)" in capsys.readouterr().err
+
+
+def test_maps_of_a_folder_are_the_condition_and_turn_with_their_images(trained: Path, photos, tmp_path: Path, capsys) -> None:
+    folder, maps = photos(6), tmp_path / "maps"
+    for path in folder.rglob("*.jpg"):
+        target = (maps / path.relative_to(folder)).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).quantize(4).save(target)  # a palette, as maps often have
+    images = FolderImages(str(folder), 32, maps=str(maps))
+    keyed = Keyed(images, list(range(6)))
+    keyed.with_images = True
+    batch = keyed.__getitems__([(2, False), (2, True)])
+    assert batch["map"].shape == batch["image"].shape
+    assert torch.equal(batch["map"][0], batch["map"][1].flip(-1))
+    assert len(batch["map"][0].flatten(1).unique(dim=1).T) <= 4
+    assert (batch["map"].float() - batch["image"].float()).abs().mean() < 40, "of the same image"
+    data = ["--data.path", str(folder), "--data.val_fraction=0.4", "--data.size=32", "--data.batch_size=2"]
+    model = [
+        "--model.conditioner=Concat",
+        "--model.conditioner.channels=2",
+        "--model.network.concat_channels=2",
+        "--model.network.vector_dim=0",
+    ]
+    first = [f"--model.first_stage={trained}/autoencoder/model", f"--trainer.default_root_dir={tmp_path}/x"]
+    run = [*stage2(tmp_path, data="folder"), *data, *model, *first]
+    assert main(run) == 1
+    assert "the data has none: set data.maps" in capsys.readouterr().err
+    assert main([*run, "--data.maps", str(maps)]) == 0
+    next(maps.rglob("*.png")).unlink()
+    assert main([*run, "--data.maps", str(maps)]) == 1
+    assert "1 of 6 images have no map in data.maps; the first that is missing is" in capsys.readouterr().err
 
 
 def with_channels(path: Path, conditioner: Conditioner, **sizes: int) -> LatentDiffusion:

@@ -17,20 +17,25 @@ LEVEL_DIM = 64
 class Concat(Conditioner):
     """The latents of what is left of an image, appended to the channels of x: super-resolution, restoration, inpainting, ...
 
-    In training that is what `corruption` leaves of the image; batch["seen"] comes first.  A mask becomes one more channel, 1 where a latent
-    is to be made anew; the image is grey there.  channels: of the latents.  noise > 0: in training, noise of a level up to that is added
-    to the latents and the level told in a vector of 64 values, so that the model trusts them less (arXiv:2106.15282).
+    In training that is what `corruption` leaves of the image, or without one the image's map; batch["seen"] comes first.  A mask becomes
+    one more channel, 1 where a latent is to be made anew; the image is grey there.  channels: of the latents.  noise > 0: in training,
+    noise of a level up to that is added to the latents and the level told in a vector of 64 values, so that the model trusts them less
+    (arXiv:2106.15282).
     """
 
-    def __init__(self, corruption: Corruption, channels: int = 4, noise: float = 0.0) -> None:
+    def __init__(self, corruption: Corruption | None = None, channels: int = 4, noise: float = 0.0) -> None:
         super().__init__()
         self.corruption, self.channels, self.noise = corruption, channels, noise
-        self.shrinks, self.masks = corruption.shrinks, corruption.masks
+        self.shrinks, self.masks = (1, False) if corruption is None else (corruption.shrinks, corruption.masks)
         self.concat_channels = channels + self.masks
         self.vector_dim = LEVEL_DIM if noise else 0
 
     def see(self, batch: Batch) -> Seen:
-        return self.corruption.see(to_float(batch["image"]))
+        if self.corruption is not None:
+            return self.corruption.see(to_float(batch["image"]))
+        if "map" not in batch:
+            raise ValueError("Concat without a corruption takes the images' maps, the data has none: set data.maps, a folder of maps")
+        return Seen(to_float(batch["map"]))
 
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
         x, mask = batch["seen"] if "seen" in batch else self.see(batch)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm.data.transforms import as_tensor, read_image
@@ -37,6 +37,11 @@ class Images(ABC):
     records: list[Record]
     size: int
     channels: int = 3
+    has_maps: bool = False  # whether a map goes with each image
+
+    def map(self, index: int) -> Tensor:
+        """uint8 (3, size, size): what is where in the image, as colours."""
+        raise NotImplementedError(f"{type(self).__name__} has no maps")
 
     @abstractmethod
     def pixels(self, index: int) -> Tensor:
@@ -90,7 +95,7 @@ class FolderImages(Images):
     """Any folder of images, recursively.  Label and text come from `metadata.jsonl` or `metadata.csv` (file_name, label, text, and
     numeric attributes by other names) where there is one; otherwise the label is the name of the image's sub-folder."""
 
-    def __init__(self, path: str, size: int, channels: int = 3, window: tuple[float, float] | None = None) -> None:
+    def __init__(self, path: str, size: int, channels: int = 3, window: tuple[float, float] | None = None, maps: str | None = None) -> None:
         self.size, self.channels, self.window, self.root = size, channels, window, Path(path).expanduser()
         if window is not None and not window[0] < window[1]:
             raise ValueError(f"data.window is {list(window)}; give the value that becomes black, then a greater one that becomes white")
@@ -100,6 +105,10 @@ class FolderImages(Images):
         files = sorted(p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not files:
             raise ValueError(f"no images in {path!r} or below it: allowed are {' '.join(sorted(SUFFIXES))}")
+        self.maps = None if maps is None else [Path(maps) / file.relative_to(self.root).with_suffix(".png") for file in files]
+        if self.maps is not None and (missing := [path for path in self.maps if not path.is_file()]):
+            raise ValueError(f"{len(missing)} of {len(files)} images have no map in data.maps; the first that is missing is {missing[0]}")
+        self.has_maps = self.maps is not None
         self.files, self.records = files, [self._record(file.relative_to(self.root), metadata) for file in files]
 
     def _metadata(self) -> dict[str, dict[str, str]] | None:
@@ -130,6 +139,11 @@ class FolderImages(Images):
 
     def pixels(self, index: int) -> Tensor:
         return read_image(self.files[index], self.size, self.channels, self.window)
+
+    def map(self, index: int) -> Tensor:
+        assert self.maps is not None
+        with Image.open(self.maps[index]) as image:
+            return as_tensor(ImageOps.fit(image.convert("RGB"), (self.size, self.size), Image.Resampling.NEAREST))
 
     def fingerprint(self) -> str:
         stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]

@@ -73,7 +73,11 @@ class Keyed(Dataset):
             batch["moments"], batch["position"] = self.cache[[int(m) for _, m in pairs], [p for p, _ in pairs]]
         if self.cache is None or self.with_images:
             images, used, damaged = zip(*(self.read(position) for position, _ in pairs), strict=True)
-            batch["image"] = torch.stack([x.flip(-1) if mirrored else x for x, (_, mirrored) in zip(images, pairs, strict=True)])
+            turned = [mirrored for _, mirrored in pairs]
+            batch["image"] = torch.stack([x.flip(-1) if mirrored else x for x, mirrored in zip(images, turned, strict=True)])
+            if self.with_images and self.images.has_maps:
+                maps = [self.images.map(self.indices[position]) for position in used]
+                batch["map"] = torch.stack([x.flip(-1) if mirrored else x for x, mirrored in zip(maps, turned, strict=True)])
             batch["position"] = list(used)
             batch["damaged"] = [name for name in damaged if name is not None]
         records = [self.images.records[self.indices[position]] for position in batch["position"]]
@@ -150,7 +154,6 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         self.sets  # noqa: B018  opens the source, so that a bad path is reported before anything starts
 
     def train_dataloader(self) -> DataLoader:
-        self.sets[0].with_images = self.with_images
         order = Order(len(self.sets[0]), *self._ranks(), self.batch_size, self.mirror, self.seed, self._batches_done)
         return self._loader(self.sets[0], sampler=order)
 
@@ -164,6 +167,7 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
     test_dataloader = val_dataloader
 
     def _loader(self, dataset: Keyed, **options: Any) -> DataLoader:
+        dataset.with_images = self.with_images
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
@@ -252,20 +256,26 @@ class Digits(ImageData):
 
 class Folder(ImageData):
     """Any folder of images: --data.path.  channels: 1 grey, 3 RGB on white, 4 RGBA.  window: values of images with more than 8 bits that
-    become black and white (e.g. of a medical slice); others are cut off."""
+    become black and white (e.g. of a medical slice); others are cut off.  maps: folder with a map (PNG) of the same name for each image."""
 
     def __init__(
-        self, path: str, size: int = 256, channels: Literal[1, 3, 4] = 3, window: tuple[float, float] | None = None, **options: Any
+        self,
+        path: str,
+        size: int = 256,
+        channels: Literal[1, 3, 4] = 3,
+        window: tuple[float, float] | None = None,
+        maps: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(size, **options)
-        self.path, self.wanted_channels, self.window = path, channels, window
+        self.path, self.wanted_channels, self.window, self.maps = path, channels, window, maps
 
     def images(self) -> Images:
-        return FolderImages(self.path, self.size, self.wanted_channels, self.window)
+        return FolderImages(self.path, self.size, self.wanted_channels, self.window, self.maps)
 
 
 class Audio(ImageData):
-    """Any folder of WAV files as mel spectrograms of one channel, never mirrored.  rate: Hz; hop: samples per column.  `ldm wav` goes back."""
+    """Any folder of WAV files as mel spectrograms of one channel, never mirrored.  rate: Hz; hop: samples per column; back: `ldm wav`."""
 
     def __init__(self, path: str, size: int = 64, rate: int = 16000, hop: int = 256, mirror: bool = False, **options: Any) -> None:
         super().__init__(size, mirror=mirror, **options)
