@@ -323,6 +323,32 @@ def test_a_mixture_of_conditions_ends_in_both(tmp_path: Path) -> None:
     assert np.abs(one - other).max() > 50
 
 
+def test_frames_share_their_noise_and_become_an_animation(trained: Path, picture: dict[str, str], tmp_path: Path) -> None:
+    model, three = trained / "diffusion" / "model", Image.open(picture["three"]).convert("RGB")
+    frames = [three, three, three.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    (tmp_path / "frames").mkdir()
+    for number, frame in enumerate(frames):
+        frame.save(tmp_path / "frames" / f"{number}.png")
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    common = ["--steps=2", "--device=cpu", "--class=3", "--strength=0.5"]
+    for name in ("frames", "moving.gif"):
+        out = tmp_path / f"out-{name}"
+        assert main(["sample", str(model), "--image", str(tmp_path / name), "--out", str(out), *common]) == 0
+        made = [np.asarray(Image.open(out / f"{i}.png"), dtype=int) for i in range(len(list(out.glob("?.png"))))]
+        if name == "frames":
+            assert len(made) == 3
+            assert np.array_equal(made[0], made[1]), "the same frame gives the same picture"
+        assert not np.array_equal(made[0], made[-1])
+        with Image.open(out / "animation.webp") as animation:
+            assert animation.n_frames >= 2
+            animation.seek(animation.n_frames - 1)
+            assert np.array_equal(np.asarray(animation.convert("RGB"), dtype=int), made[-1])
+    last = str(tmp_path / "out-moving.gif" / f"{len(made) - 1}.png")
+    image = f"--image={tmp_path / 'moving.gif'}"
+    assert main(["again", last, str(model), image, "--device=cpu", "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / Path(last).name).read_bytes() == Path(last).read_bytes()
+
+
 MISTAKES = {
     "--mask={mask}": "--mask needs an image: give --image FILE",
     "--image={three} --mask={half}": "has 64x32 px, the image 64x64: make them alike",

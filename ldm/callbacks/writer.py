@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ldm.data.transforms import as_image, grid
+from ldm.data.transforms import as_image, grid, read_pixels
 from ldm.data.watermark import mark
 from ldm.model_folder import write_atomically
 from ldm.ranges import to_uint8
@@ -35,6 +35,12 @@ def settings_in(path: Path) -> dict[str, Any] | None:
     except (OSError, SyntaxError):
         return None
     return json.loads(text) if text else None
+
+
+def animate(paths: Sequence[Path], target: Path, milliseconds: int = 100) -> None:
+    """Pictures one after the other, lossless."""
+    first, *others = [as_image(read_pixels(path)) for path in paths]
+    first.save(target, save_all=True, append_images=others, duration=milliseconds, loop=0, lossless=True)
 
 
 class PictureWriter(L.Callback):

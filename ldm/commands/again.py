@@ -10,7 +10,8 @@ from jsonargparse import ArgumentParser
 from ldm import model_folder
 from ldm.callbacks.writer import settings_in
 from ldm.commands.configs import PARSER, plain_errors, quiet
-from ldm.commands.predict import SILENT, Ways, load, make, read_source
+from ldm.commands.predict import SILENT, Ways, load, make
+from ldm.commands.sources import read_source
 from ldm.stages.generation import Recipe, Request
 
 
@@ -46,7 +47,7 @@ def again(
     if "image" in stored:
         if image is None:
             raise ValueError(f"{picture!r} was made from the image {stored['image']}: give it with --image")
-        source = read_source(loaded, recipe, image, mask, stored["shows"], towards)
+        source = read_source(loaded, recipe, image, mask, stored["shows"], towards, stored.get("frame", 0))
         for name in ("image_sha256", "mask_sha256", "towards_sha256"):
             if source.facts.get(name) != stored.get(name):
                 raise ValueError(f"{picture!r} was made with another file as {name.removesuffix('_sha256')}, or with none: give that")

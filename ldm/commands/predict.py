@@ -1,6 +1,5 @@
 """ldm predict: pictures from a trained model, on as many devices as a Trainer has."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +10,6 @@ import lightning as L
 import torch
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
-from PIL import Image, ImageOps
-from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -23,13 +20,13 @@ import ldm.diffusion.tasks  # noqa: F401  makes short class names known
 from ldm import __version__, model_folder
 from ldm.callbacks.writer import PictureWriter, path_of, settings_in
 from ldm.commands.configs import PARSER, find_configs, plain_errors, quiet
-from ldm.data.transforms import as_image, as_rgb, as_tensor, grid, read_pixels
+from ldm.commands.sources import read_source
+from ldm.data.transforms import as_image, grid, read_pixels
 from ldm.data.watermark import SMALLEST
 from ldm.diffusion.schedule import Spacing
 from ldm.interfaces import Guidance, Sampler, Task
 from ldm.model_folder import Loaded, write_atomically
-from ldm.ranges import to_float
-from ldm.stages.generation import LANES, Generation, Recipe, Request, Source
+from ldm.stages.generation import LANES, Generation, Recipe, Request
 from ldm.stages.model import LatentDiffusion
 
 SILENT: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "callbacks": []}
@@ -160,44 +157,6 @@ def load(model: str, trusted: Sequence[str] = ()) -> Loaded:
             f"{model!r} holds a {type(loaded.model).__name__}, which makes no pictures: `predict` needs a model of stage 2 (DiffusionStage)"
         )
     return loaded
-
-
-def read_source(
-    loaded: Loaded, recipe: Recipe, image: str, mask: str | None, shows: str | int | None, towards: str | None = None
-) -> Source:
-    """An image, its mask and a second image at the size at which the task wants them: cropped to the shape of the picture."""
-    takes = loaded.model.conditioner.shrinks
-    if recipe.task is None and not takes:
-        raise ValueError(
-            "an image was given, but no task: give --task, one of "
-            "ImageToImage, Inpaint, Outpaint, RemoveNoise, Edit, Between, Style, Restore"
-        )
-    if recipe.task is not None and takes > 1:
-        raise ValueError(
-            f"this model makes its pictures from images {takes} times smaller and does nothing else: leave {type(recipe.task).__name__} out"
-        )
-    height, width = recipe.size or (loaded.card["size"], loaded.card["size"])
-    factor = takes if recipe.task is None else recipe.task.shrinks
-    facts = {"image": Path(image).name, "image_sha256": hashlib.sha256(Path(image).read_bytes()).hexdigest()}
-    x = _fitted(image, (width // factor, height // factor))
-    other = None if towards is None else _fitted(towards, (width, height))
-    if towards is not None:
-        facts |= {"towards": Path(towards).name, "towards_sha256": hashlib.sha256(Path(towards).read_bytes()).hexdigest()}
-    if mask is None:
-        return Source(x, None, facts, shows, other)
-    with Image.open(mask) as opened, Image.open(image) as original:
-        if opened.size != original.size:
-            sizes = [f"{wide}x{high}" for wide, high in (opened.size, original.size)]
-            raise ValueError(f"the mask {mask!r} has {sizes[0]} px, the image {sizes[1]}: make them alike")
-        found = as_tensor(ImageOps.fit(opened.convert("L"), (width, height), Image.Resampling.BOX))
-    facts["mask_sha256"] = hashlib.sha256(Path(mask).read_bytes()).hexdigest()
-    return Source(x, (found > 127).float(), facts, shows, other)
-
-
-def _fitted(path: str, size: tuple[int, int]) -> Tensor:
-    """(3,H,W) in [-1,1], cropped to the shape of size (width, height)."""
-    with Image.open(path) as opened:
-        return to_float(as_tensor(ImageOps.fit(as_rgb(opened), size, Image.Resampling.LANCZOS)))
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
+from ldm.callbacks.writer import animate, path_of
 from ldm.commands.configs import PARSER, plain_errors, quiet
-from ldm.commands.predict import SILENT, Ways, load, make, read_source, share_of, wanted_conditions
+from ldm.commands.predict import SILENT, Ways, load, make, share_of, wanted_conditions
+from ldm.commands.sources import frames_of, read_source
 from ldm.degradations import Blurred, Grey, Smaller
 from ldm.diffusion.samplers import RePaint
 from ldm.diffusion.tasks import Between, Edit, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Style
 from ldm.interfaces import Task
-from ldm.stages.generation import Recipe, Request
+from ldm.stages.generation import Recipe, Request, Source
 
 # option -> the task that it asks for, made of the option's value and of --strength where that was given
 TASKS: dict[str, Callable[[Any, dict[str, float]], Task]] = {
@@ -73,7 +75,8 @@ def sample(
         seed: picture i depends on (seed, i) and its settings alone
         steps: sampling steps; default: the model's
         guidance: scale of the model's guidance; 1 is none
-        image: file to start from
+        image: file to start from; a folder of images or an animated file (GIF, WebP) is done frame by frame with the same noise, so that
+            nothing flickers, and becomes animation.webp as well
         strength: how much of the image is made anew, 0 (nothing) to 1 (all)
         mask: image of the same shape: only its white part is made anew
         repaint: do each step so many times, so that what is made anew agrees better with the rest (5 to 10)
@@ -110,15 +113,22 @@ def sample(
         recipe = replace(recipe, sampler=RePaint(times=repaint))
     recipe = replace(recipe, steps=steps or recipe.steps, task=task, size=_size(size), windows=size is not None)
     asked_classes = [part.strip() for part in (classes or "").split(",") if part.strip()]
+    shown = [] if image is None else frames_of(image)
+    n = len(shown) if len(shown) > 1 else n
     wanted = wanted_conditions(loaded, [prompt] if prompt else [], asked_classes or None, n)
-    source = None if image is None else read_source(loaded, recipe, image, mask, edit, towards)
-    requests = [Request(i, seed, condition, negative, source) for i, condition in enumerate(wanted)]
+    sources: list[Source | None] = [read_source(loaded, recipe, file, mask, edit, towards, frame) for file, frame in shown]
+    requests = [Request(i, seed, condition, negative, sources[i % len(sources)] if sources else None) for i, condition in enumerate(wanted)]
+    if len(shown) > 1:  # one noise and one condition for all
+        requests = [replace(r, towards=seed, condition=wanted[0]) for r in requests]
     if between is not None or mix is not None or towards is not None:  # one condition, n shares
         requests = [replace(r, towards=between, mixed=mix, share=share_of(i, n), condition=wanted[0]) for i, r in enumerate(requests)]
     if mix is not None:  # one picture of which the condition changes
         requests = [replace(r, towards=seed if between is None else between) for r in requests]
     trainer = {**SILENT, "accelerator": device, "devices": 1}
-    return make(trainer, loaded, requests, recipe, Path(out), Ways(overwrite=overwrite, frames=frames, watermark=watermark))
+    status = make(trainer, loaded, requests, recipe, Path(out), Ways(overwrite=overwrite, frames=frames, watermark=watermark))
+    if len(shown) > 1:
+        animate([path_of(Path(out), i) for i in range(n)], Path(out) / "animation.webp")
+    return status
 
 
 def _task(options: dict[str, Any], image: str | None, strength: float | None, own: bool) -> Task | None:
