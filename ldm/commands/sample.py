@@ -118,15 +118,15 @@ def sample(
     wanted = wanted_conditions(loaded, [prompt] if prompt else [], asked_classes or None, n)
     sources: list[Source | None] = [read_source(loaded, recipe, file, mask, edit, towards, frame) for file, frame in shown]
     requests = [Request(i, seed, condition, negative, sources[i % len(sources)] if sources else None) for i, condition in enumerate(wanted)]
-    if len(shown) > 1:  # one noise and one condition for all
-        requests = [replace(r, towards=seed, condition=wanted[0]) for r in requests]
-    if between is not None or mix is not None or towards is not None:  # one condition, n shares
-        requests = [replace(r, towards=between, mixed=mix, share=share_of(i, n), condition=wanted[0]) for i, r in enumerate(requests)]
-    if mix is not None:  # one picture of which the condition changes
-        requests = [replace(r, towards=seed if between is None else between) for r in requests]
+    moving, going = len(shown) > 1, between is not None or mix is not None or towards is not None
+    if moving or going:  # one condition, and one noise for all but images that are gone between
+        noise = between if between is not None else seed if moving or mix is not None else None
+        requests = [replace(r, condition=wanted[0], towards=noise, mixed=mix) for r in requests]
+    if going:
+        requests = [replace(r, share=share_of(i, n)) for i, r in enumerate(requests)]
     trainer = {**SILENT, "accelerator": device, "devices": 1}
     status = make(trainer, loaded, requests, recipe, Path(out), Ways(overwrite=overwrite, frames=frames, watermark=watermark))
-    if len(shown) > 1:
+    if moving:
         animate([path_of(Path(out), i) for i in range(n)], Path(out) / "animation.webp")
     return status
 

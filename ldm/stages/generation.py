@@ -160,6 +160,8 @@ def _generate(
     for state in recipe.sampler.steps(watched, z, sigmas, learned.noise if learned else noise):
         z = state
         progress()
+    for _ in range(recipe.num_steps + 1 - len(sigmas)):  # a task may do fewer steps
+        progress()
     pictures = latents.to_images(z).clamp(-1, 1)
     return pictures if task is None or given is None else task.finish(pictures, given)
 
