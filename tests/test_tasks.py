@@ -255,6 +255,7 @@ CASES = {
     "towards": ["--image={three}", "--towards={half}", "--guidance=1"],
     "mix": ["--class=3", "--mix=8"],
     "size": ["--size=48x64"],
+    "tile": ["--size=48x64", "--tile=32"],
     "between": ["--between=7"],
     "negative": ["--class=3", "--negative=8", "--guidance=4"],
 }
@@ -264,7 +265,7 @@ CASES = {
 def test_every_task_has_an_option_and_its_settings_are_kept(name: str, trained: Path, picture: dict[str, str], tmp_path: Path) -> None:
     options = [option.format(**picture) for option in CASES[name]]
     made = sample(trained / "diffusion" / "model", tmp_path / "out", *options)
-    size = {"outpaint": (40, 40), "size": (64, 48)}.get(name, (32, 32))
+    size = {"outpaint": (40, 40), "size": (64, 48), "tile": (64, 48)}.get(name, (32, 32))
     assert made[0].shape == (*size, 3)
     lines = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
     assert ("image_sha256" in lines[0]) == ("image" in options[0])
@@ -362,6 +363,7 @@ MISTAKES = {
     "--size=large": "give WIDTHxHEIGHT",
     "--towards={three}": "--towards needs an image: give --image FILE",
     "--class=3 --mix=ten": "class 'ten' is unknown; allowed: 0, 1",
+    "--tile=30": "tiles of 30 px with an overlap of 4: both must be multiples",
     "--n=0": "n is 0; allowed is 1 or more",
     "--image={three} --outpaint=[8,8]": "outpaint is [8, 8]; give 4 numbers",
     "--image={three} --upscale=0": "is 0; allowed is 1 or more",

@@ -55,7 +55,9 @@ def again(
     found |= {"towards": stored.get("towards_seed"), "mixed": stored.get("mixed"), "share": stored.get("share", 0.0)}
     request = Request(stored["index"], stored["seed"], **found)
     trainer = {**SILENT, "accelerator": device, "devices": 1}
-    return make(trainer, loaded, [request], recipe, Path(out), Ways(overwrite=True, watermark=stored["watermark"]))
+    return make(
+        trainer, loaded, [request], recipe, Path(out), Ways(overwrite=True, watermark=stored["watermark"], tile=stored.get("tile", 0))
+    )
 
 
 def main(command: str, arguments: list[str]) -> int:

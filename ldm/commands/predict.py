@@ -18,6 +18,7 @@ import ldm.diffusion.multistep
 import ldm.diffusion.samplers
 import ldm.diffusion.tasks  # noqa: F401  makes short class names known
 from ldm import __version__, model_folder
+from ldm.autoencoder.tiling import Tiled
 from ldm.callbacks.writer import PictureWriter, path_of, settings_in
 from ldm.commands.configs import PARSER, find_configs, plain_errors, quiet
 from ldm.commands.sources import read_source
@@ -72,6 +73,7 @@ def predict(
     columns: int = 0,
     frames: int = 0,
     watermark: bool = False,
+    tile: int = 0,
     overwrite: bool = False,
     trusted: list[str] | None = None,
 ) -> int:
@@ -105,6 +107,7 @@ def predict(
         columns: pictures per row of grid.png; default: per_class, or a square
         frames: also write <index>.gif and <index>-steps.png, so many images of how each picture comes about
         watermark: hide a watermark in the pictures, which `ldm watermark check` finds
+        tile: encode and decode large images in tiles of so many px, which overlap by a quarter: little memory
         overwrite: make pictures anew that other settings made
         trusted: packages beside ldm whose classes the model may name
     """
@@ -122,7 +125,7 @@ def predict(
     source = None if image is None else read_source(loaded, recipe, image, mask, shows, towards)
     shares = [share_of(i, len(wanted)) if towards else 0.0 for i in range(len(wanted))]
     requests = [Request(first + i, seed, condition, negative, source, share=shares[i]) for i, condition in enumerate(wanted)]
-    ways = Ways(batch_size, lanes, columns or per_class, overwrite, frames, watermark)
+    ways = Ways(batch_size, lanes, columns or per_class, overwrite, frames, watermark, tile)
     return make(trainer, loaded, requests, recipe, Path(out), ways)
 
 
@@ -161,7 +164,7 @@ def load(model: str, trusted: Sequence[str] = ()) -> Loaded:
 
 @dataclass(frozen=True)
 class Ways:
-    """How pictures are made and stored, without a change to what they show (lanes: its last bits)."""
+    """How pictures are made and stored, without a change to what they show (lanes: its last bits; tile: hardly)."""
 
     batch_size: int = 64
     lanes: int = LANES
@@ -169,6 +172,7 @@ class Ways:
     overwrite: bool = False
     frames: int = 0
     watermark: bool = False
+    tile: int = 0
 
 
 def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recipe: Recipe, folder: Path, ways: Ways) -> int:
@@ -181,7 +185,12 @@ def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recip
     watermark = ways.watermark and min(height, width) >= SMALLEST
     if ways.watermark and not watermark:
         print(f"pictures of {width}x{height} px are too small for a watermark: they get none")
-    told = {request.index: settings(request, recipe, loaded, watermark) for request in requests}
+    extra: dict[str, Any] = {"watermark": watermark}
+    if ways.tile:
+        factor, latents = loaded.model.latents.autoencoder.factor, loaded.model.latents
+        latents.autoencoder = Tiled(latents.autoencoder, ways.tile, max(1, ways.tile // 4 // factor) * factor)
+        extra["tile"] = ways.tile
+    told = {request.index: {**settings(request, recipe, loaded), **extra} for request in requests}
     pending = _pending(requests, folder, told, ways.overwrite)
     writer = PictureWriter(folder, lambda request: told[request.index], watermark)
     runner = L.Trainer(**{**trainer, "callbacks": [writer, *(trainer["callbacks"] or [])]})
@@ -195,8 +204,8 @@ def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recip
     return 0
 
 
-def settings(request: Request, recipe: Recipe, loaded: Loaded, watermark: bool) -> dict[str, Any]:
-    """Everything that decides a picture, as stored in the PNG and in the manifest."""
+def settings(request: Request, recipe: Recipe, loaded: Loaded) -> dict[str, Any]:
+    """Everything that decides what a picture shows, as stored in the PNG and in the manifest."""
     asked: dict[str, Any] = {"index": request.index, "seed": request.seed, "class": request.condition, "negative": request.negative}
     if request.towards is not None:
         asked |= {"towards_seed": request.towards}
@@ -206,7 +215,7 @@ def settings(request: Request, recipe: Recipe, loaded: Loaded, watermark: bool) 
         asked |= {"share": request.share}
     if request.source is not None:
         asked |= {**request.source.facts, "shows": request.source.shows}
-    return {**asked, **model_folder.describe(vars(recipe)), "watermark": watermark, "model_sha256": loaded.sha256, "ldm": __version__}
+    return {**asked, **model_folder.describe(vars(recipe)), "model_sha256": loaded.sha256, "ldm": __version__}
 
 
 def _pending(requests: list[Request], folder: Path, told: Mapping[int, Any], overwrite: bool) -> list[Request]:

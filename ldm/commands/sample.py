@@ -60,6 +60,7 @@ def sample(
     between: int | None = None,
     frames: int = 0,
     watermark: bool = True,
+    tile: int = 0,
     out: str = "samples",
     overwrite: bool = False,
     device: str = "gpu" if torch.cuda.is_available() else "cpu",
@@ -93,6 +94,7 @@ def sample(
         between: another seed: the n pictures go from one seed's noise to the other's
         frames: also write <index>.gif and <index>-steps.png, so many images of how each picture comes about
         watermark: hide a watermark in the pictures, which `ldm watermark check` finds
+        tile: encode and decode large images in tiles of so many px: little memory
         out: folder for <index>.png, grid.png and manifest.jsonl
         overwrite: make pictures anew that other settings made
         device: cpu, gpu
@@ -125,7 +127,8 @@ def sample(
     if going:
         requests = [replace(r, share=share_of(i, n)) for i, r in enumerate(requests)]
     trainer = {**SILENT, "accelerator": device, "devices": 1}
-    status = make(trainer, loaded, requests, recipe, Path(out), Ways(overwrite=overwrite, frames=frames, watermark=watermark))
+    ways = Ways(overwrite=overwrite, frames=frames, watermark=watermark, tile=tile)
+    status = make(trainer, loaded, requests, recipe, Path(out), ways)
     if moving:
         animate([path_of(Path(out), i) for i in range(n)], Path(out) / "animation.webp")
     return status
