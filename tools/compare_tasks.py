@@ -3,8 +3,8 @@
 python tools/compare_tasks.py [--steps 2500] [--out runs/compare-tasks] [--only denoising]
 
 Trains each of configs/task/ named below from the carried emoji model, then restores the emoji that neither has seen.  A rival that has
-a setting has the one that is best for it on these very images.  Writes table.md, table.json and a picture per task: what the model was
-shown, the best rival, ours, the original.
+a setting has the one that is best for it on these very images.  Writes table.md, table.json, and pictures.jpg: for each task what the model
+was shown, the best rival, ours, the original.
 """
 
 import argparse
@@ -85,7 +85,8 @@ def measure(images: Tensor, x: Tensor, perceptual: Lite0) -> dict[str, float]:
 
 
 @torch.no_grad()
-def compare(task: str, out: Path, steps: int, num: int) -> dict[str, dict[str, float]]:
+def compare(task: str, out: Path, steps: int, num: int) -> tuple[dict[str, dict[str, float]], Tensor]:
+    """Figures by rival, and the picture (3,.,.)."""
     loaded = model_folder.load(train(task, out, steps))
     held_out, perceptual = Emoji(val_fraction=0.05).sets[1], Lite0()
     images = torch.stack([held_out.read(i)[0] for i in range(min(num, len(held_out)))])
@@ -104,8 +105,7 @@ def compare(task: str, out: Path, steps: int, num: int) -> dict[str, dict[str, f
     best = max(RIVALS[task], key=lambda name: results[name]["PSNR"])
     rows = [F.interpolate(hidden, size=x.shape[2:]), made[best], made["ours"], x]
     shown = torch.linspace(0, len(x) - 1, 16).round().long()
-    as_image(grid(to_uint8(torch.cat([row[shown] for row in rows])), 16)).save(out / f"{task}.png")
-    return results
+    return results, grid(to_uint8(torch.cat([row[shown] for row in rows])), 16)
 
 
 def main() -> None:
@@ -115,11 +115,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/compare-tasks"))
     parser.add_argument("--only", choices=list(RIVALS))
     args = parser.parse_args()
-    results = {task: compare(task, args.out, args.steps, args.num) for task in ([args.only] if args.only else RIVALS)}
+    found = {task: compare(task, args.out, args.steps, args.num) for task in ([args.only] if args.only else RIVALS)}
+    results = {task: figures for task, (figures, _) in found.items()}
+    as_image(torch.cat([F.pad(picture, (0, 0, 0, 8), value=255) for _, picture in found.values()], dim=1)).save(
+        args.out / "pictures.jpg", quality=88
+    )
     (args.out / "table.json").write_text(json.dumps({"steps": args.steps, "images": args.num, "results": results}, indent=1))
     lines = ["| | | PSNR, dB | Lite0 distance |", "|---|---|---|---|"]
-    for task, found in results.items():
-        lines += [f"| {task} | {name} | {row['PSNR']:.1f} | {row['Lite0']:.3f} |" for name, row in found.items()]
+    for task, figures in results.items():
+        lines += [f"| {task} | {name} | {row['PSNR']:.1f} | {row['Lite0']:.3f} |" for name, row in figures.items()]
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n" + "\n".join(lines) + f"\n\nwritten to {args.out}")
 
