@@ -346,3 +346,18 @@ def test_mistakes_with_models_of_images(trained: Path, tmp_path: Path, capsys) -
     assert "works on an image: give --image FILE" in refused(str(tmp_path / "grey"))
     assert "from images 2 times smaller and does nothing else" in refused(str(tmp_path / "larger"), "--image", str(image), "--style=true")
     assert "takes no condition" in refused(str(tmp_path / "grey"), "--image", str(image), "--class", "3")
+    wide = ["--n=1", "--steps=2", "--device=cpu", "--size=64x32", "--out", str(tmp_path / "wide")]
+    assert main(["sample", str(tmp_path / "larger"), "--image", str(image), *wide]) == 0
+    assert Image.open(tmp_path / "wide" / "0.png").size == (64, 32)
+    options = [
+        "--image",
+        str(image),
+        "--num=1",
+        "--steps=2",
+        "--windows=true",
+        "--trainer.accelerator=cpu",
+        "--out",
+        str(tmp_path / "windows"),
+    ]
+    assert main(["predict", "--model", str(tmp_path / "grey"), *options]) == 1
+    assert "makes larger pictures in one piece: leave windows out" in capsys.readouterr().err

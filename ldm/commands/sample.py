@@ -90,7 +90,8 @@ def sample(
         style: new pictures in the colours of the image
         towards: another image: the n pictures go from one image to the other (best with --guidance 1)
         mix: another class or prompt: the n pictures go from one to the other
-        size: WIDTHxHEIGHT in px, of other pictures than the training's; larger ones are made of overlapping windows
+        size: WIDTHxHEIGHT in px, of other pictures than the training's; larger ones are made of overlapping windows (in one piece by models
+            of images)
         between: another seed: the n pictures go from one seed's noise to the other's
         frames: also write <index>.gif and <index>-steps.png, so many images of how each picture comes about
         watermark: hide a watermark in the pictures, which `ldm watermark check` finds
@@ -113,7 +114,8 @@ def sample(
         recipe = replace(recipe, guidance=_scaled(recipe.guidance, guidance))
     if repaint != 1:
         recipe = replace(recipe, sampler=RePaint(times=repaint))
-    recipe = replace(recipe, steps=steps or recipe.steps, task=task, size=_size(size), windows=size is not None)
+    windows = size is not None and not loaded.model.conditioner.concat_channels
+    recipe = replace(recipe, steps=steps or recipe.steps, task=task, size=_size(size), windows=windows)
     asked_classes = [part.strip() for part in (classes or "").split(",") if part.strip()]
     shown = [] if image is None else frames_of(image)
     n = len(shown) if len(shown) > 1 else n

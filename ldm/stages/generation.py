@@ -109,6 +109,8 @@ def _generate(
     latents, denoiser, task = model.latents, model.denoiser, recipe.task
     device, seen, given = latents.shift.device, None, None
     share = torch.tensor([request.share for request in requests], device=device)
+    if recipe.windows and model.conditioner.concat_channels:
+        raise ValueError("a model that is given images makes larger pictures in one piece: leave windows out")
 
     def batch(wanted: Sequence[str | int | None]) -> Batch:
         asked = [model.conditioner.request(condition, classes) for condition in wanted]
@@ -121,11 +123,11 @@ def _generate(
         x, mask = (y, mask) if task is None else task.canvas(y, mask)
         seen = Seen(x, mask) if model.conditioner.shrinks else None
     if task is not None:
-        plain = model.guiding(batch([request.source and request.source.shows for request in requests]))
-        given = Given(y, x, mask, latents.to_latents(x), plain, latents.decode)
-        if all(request.source and request.source.other is not None for request in requests):
-            others = torch.stack([request.source.other for request in requests])  # type: ignore[union-attr, misc]
-            given = given._replace(other=latents.to_latents(others.to(device)), share=share)
+        sources = [request.source for request in requests if request.source is not None]
+        plain = model.guiding(batch([source.shows for source in sources]))
+        others = [source.other for source in sources if source.other is not None]
+        other = latents.to_latents(torch.stack(others).to(device)) if others else None
+        given = Given(y, x, mask, latents.to_latents(x), plain, latents.decode, other, share)
     shape = given.z0.shape[1:] if given else (latents.autoencoder.channels, *latents.shape_of(recipe.size))
     draws = [request.noise(shape) for request in requests]
 
