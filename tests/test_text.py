@@ -104,7 +104,7 @@ def test_text_to_image_from_fit_to_sample(trained: Path, tmp_path: Path, capsys)
     assert main(["predict", "--model", model, "--num=2", "--steps=1", "--prompt=[red flag,cat]", "--out", str(tmp_path / "two")]) == 0
     command += ["--data.path", str(images)]
     mistakes = {
-        "this model takes text: use a prompt": [*sample, "--class=3"],
+        "this model takes text or numbers: use a prompt": [*sample, "--class=3"],
         "this model takes no text": ["sample", str(trained / "diffusion" / "model"), "--prompt=red flag"],
         "there is no text encoder 'nothing'": [*command, "--model.conditioner.encoder=nothing"],
         "the conditioner makes 32: set the network's token_dim to 32": [
