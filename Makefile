@@ -27,7 +27,7 @@ test-slow: .venv/.ready  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 lint: .venv/.ready  ## format and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/hadolint docker/Dockerfile
-compare: .venv/.ready  ## the README's tables of losses, predictions, samplers, tasks and the watermark (4 hours on 2 cores)
+compare: .venv/.ready  ## the README's tables of losses, predictions, samplers, tasks and the watermark (hours)
 	$(BIN)/python tools/compare_losses.py
 	$(BIN)/python tools/compare_diffusion.py
 	$(BIN)/python tools/compare_tasks.py

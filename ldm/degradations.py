@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ldm.interfaces import Buildable
 
+LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
+
 
 class Degradation(Buildable, ABC):
     factor: int = 1  # by which it became smaller
@@ -59,5 +61,5 @@ class Grey(Degradation):
     """Luma in all channels (ITU-R BT.601)."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        weights = x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+        weights = x.new_tensor(LUMA).view(1, 3, 1, 1)
         return (x * weights).sum(1, keepdim=True).expand_as(x)

@@ -194,7 +194,7 @@ def test_windows_leave_a_local_d_alone(height: int, width: int, overlap: float) 
 
 def test_windows_leave_no_seams_in_pictures() -> None:
     """The step in brightness where the middle window ends (columns 32 and 96), relative to the steps 4, 8 and 12 px beside it: windows
-    that count everywhere alike had 2.7 and 3.0 here."""
+    that count everywhere alike had 2.7 and 3.0 in eight such pictures."""
     loaded = model_folder.load("emoji")
     recipe = replace(Recipe.of(loaded.card), steps=8, size=(64, 128), windows=True)
     requests = [Request(i, 0, name) for i, name in enumerate(loaded.card["classes"][::6])]

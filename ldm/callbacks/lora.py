@@ -7,6 +7,7 @@ from torch import nn
 
 from ldm.nn.lora import adapt
 from ldm.stages.diffusion import DiffusionStage
+from ldm.stages.training import parameters_of
 
 
 class LoRA(L.Callback):
@@ -26,9 +27,5 @@ class LoRA(L.Callback):
         model: nn.Module = pl_module.model
         model.requires_grad_(False)
         adapt(pl_module.model.denoiser.network, self.rank, self.alpha, self.layers)
-        for beginning in self.whole:
-            chosen = [parameter for name, parameter in model.named_parameters() if name.startswith(beginning)]
-            if not chosen:
-                raise ValueError(f"LoRA's whole has {beginning!r}, with which no parameter's name begins")
-            for parameter in chosen:
-                parameter.requires_grad_(True)
+        for parameter in parameters_of(model, self.whole, "LoRA's whole"):
+            parameter.requires_grad_(True)

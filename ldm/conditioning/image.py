@@ -80,7 +80,7 @@ class ImageEmbedding(Conditioner):
         return Seen(to_float(batch["image"]))
 
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
-        x = batch["seen"].x if "seen" in batch else to_float(batch["image"])
+        x, _ = batch["seen"] if "seen" in batch else self.see(batch)
         vector = self.features(to_uint8(x))
         if vector.shape[1] != self.vector_dim:
             raise ValueError(f"the features have {vector.shape[1]} values, ImageEmbedding's dim is {self.vector_dim}: set it to that")

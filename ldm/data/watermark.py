@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.degradations import LUMA
+
 PERIOD = 32  # px
 BITS = (1, 1, -1, 1, 1, -1, -1, -1, 1, -1, 1, 1, -1, 1, -1, -1)
 AMPLITUDE = 2.0  # least standard deviation of the pattern, in levels of 255
 THRESHOLD = 0.45  # of the cosine; tools/watermark_rates.py says what it misses and what it sees wrongly
-LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 SMALLEST = 48  # px of the short side
 
 

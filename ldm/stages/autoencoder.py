@@ -13,7 +13,7 @@ from ldm.interfaces import Adversary, Autoencoder, AutoencoderLoss, Batch, Recon
 from ldm.ranges import to_float
 from ldm.stages.health import CodeUsage, LatentMoments
 from ldm.stages.optim import AdamW, Part, configure
-from ldm.stages.training import TrainingStage, first_stage_of, freeze_parts
+from ldm.stages.training import TrainingStage, first_stage_of, parameters_of
 
 Logs = dict[str, Tensor]
 
@@ -45,7 +45,8 @@ class AutoencoderStage(TrainingStage):
         self.model = autoencoder
         if init is not None:
             model_folder.load_weights(autoencoder, first_stage_of(init).state_dict(), init)
-        freeze_parts(autoencoder, freeze)
+        for parameter in parameters_of(autoencoder, freeze, "freeze"):
+            parameter.requires_grad_(False)
         if adversary is not None and not autoencoder.last_layer.requires_grad:
             raise ValueError(
                 f"freeze is {list(freeze)}, which leaves the adversary nothing to train: leave the decoder out, or set adversary to null"

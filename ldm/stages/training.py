@@ -94,11 +94,13 @@ def first_stage_of(path: str) -> Autoencoder:
     return autoencoder
 
 
-def freeze_parts(module: nn.Module, beginnings: Sequence[str]) -> None:
+def parameters_of(module: nn.Module, beginnings: Sequence[str], option: str) -> list[nn.Parameter]:
+    """Those whose names have one of these beginnings; option: what the user gave them as."""
+    named, found = list(module.named_parameters()), list[nn.Parameter]()
     for beginning in beginnings:
-        chosen = [parameter for name, parameter in module.named_parameters() if name.startswith(beginning)]
+        chosen = [parameter for name, parameter in named if name.startswith(beginning)]
         if not chosen:
-            parts = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in module.named_parameters()))
-            raise ValueError(f"freeze has {beginning!r}, with which no parameter's name begins; they begin with {parts}")
-        for parameter in chosen:
-            parameter.requires_grad_(False)
+            parts = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in named))
+            raise ValueError(f"{option} has {beginning!r}, with which no parameter's name begins; they begin with {parts}")
+        found += chosen
+    return found
