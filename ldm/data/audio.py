@@ -2,6 +2,8 @@
 
 import math
 import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -15,14 +17,26 @@ N_FFT = 1024
 RANGE_DB = 80.0  # from silence, black, to full scale, white
 
 
-def read_wav(path: Path, rate: int) -> Tensor:
-    """PCM WAV file of 8 to 32 bits -> mono (N,) in [-1,1] at `rate` Hz, band-limited."""
+@contextmanager
+def opened(path: Path) -> Iterator[wave.Wave_read]:
     try:
         with wave.open(str(path), "rb") as file:
-            width, channels, found = file.getsampwidth(), file.getnchannels(), file.getframerate()
-            data = np.frombuffer(file.readframes(file.getnframes()), dtype=np.uint8).reshape(-1, width)
+            yield file
     except (wave.Error, EOFError) as error:
         raise ValueError(f"{path} is no WAV file of PCM samples: {error}") from error
+
+
+def length(path: Path, rate: int) -> int:
+    """Samples at `rate` Hz, by the file's header."""
+    with opened(path) as file:
+        return round(file.getnframes() * rate / file.getframerate())
+
+
+def read_wav(path: Path, rate: int) -> Tensor:
+    """PCM WAV file of 8 to 32 bits -> mono (N,) in [-1,1] at `rate` Hz, band-limited."""
+    with opened(path) as file:
+        width, channels, found = file.getsampwidth(), file.getnchannels(), file.getframerate()
+        data = np.frombuffer(file.readframes(file.getnframes()), dtype=np.uint8).reshape(-1, width)
     padded = np.zeros((len(data), 4), dtype=np.uint8)
     padded[:, 4 - width :] = data ^ 0x80 if width == 1 else data  # 8 bits are unsigned
     samples = torch.from_numpy(padded.view("<i4")[:, 0].astype(np.float64) / 2**31).view(-1, channels).mean(1)
@@ -71,14 +85,14 @@ def sound(pixels: Tensor, rate: int, hop: int, iterations: int = 60) -> Tensor:
     (doi:10.1109/WASPAA.2013.6701851)."""
     levels = 10 ** ((pixels[0].flip(0).float() / 255 - 1) * RANGE_DB / 20) * (pixels[0].flip(0) > 0)
     wanted = (torch.linalg.pinv(mel_filters(len(levels), rate)) @ levels).clamp(min=0)
-    window, length = torch.hann_window(N_FFT), (wanted.shape[1] - 1) * hop
+    window, count = torch.hann_window(N_FFT), (wanted.shape[1] - 1) * hop
     phases = 2 * math.pi * torch.rand(wanted.shape, generator=torch.Generator().manual_seed(0))
     state = before = torch.polar(wanted, phases)
     for _ in range(iterations):
-        samples = torch.istft(torch.polar(wanted, state.angle()), N_FFT, hop, window=window, length=length)
+        samples = torch.istft(torch.polar(wanted, state.angle()), N_FFT, hop, window=window, length=count)
         found = torch.stft(samples, N_FFT, hop, window=window, return_complex=True)
         state, before = found + 0.99 * (found - before), found
-    return torch.istft(torch.polar(wanted, state.angle()), N_FFT, hop, window=window, length=length) * (window.sum() / 2)
+    return torch.istft(torch.polar(wanted, state.angle()), N_FFT, hop, window=window, length=count) * (window.sum() / 2)
 
 
 class WaveImages(Images):
@@ -96,7 +110,7 @@ class WaveImages(Images):
         self.size, self.rate, self.hop = size, rate, hop
         self.pieces: list[tuple[Path, int]] = []
         for file in sorted(p for p in root.rglob("*") if p.suffix.lower() == ".wav"):
-            self.pieces += [(file, start) for start in range(0, max(1, len(read_wav(file, rate))), size * hop)]
+            self.pieces += [(file, start) for start in range(0, max(1, length(file, rate)), size * hop)]
         if not self.pieces:
             raise ValueError(f"no WAV files in {path!r} or below it")
         names = [(file.relative_to(root), start) for file, start in self.pieces]
