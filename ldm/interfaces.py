@@ -66,6 +66,10 @@ class Cond:
     def __getitem__(self, samples: slice) -> "Cond":
         return self._zip(self, lambda a, _: a[samples])
 
+    def repeat(self, times: int) -> "Cond":
+        """Each sample so many times, one after the other."""
+        return self._zip(self, lambda a, _: a.repeat_interleave(times, dim=0))
+
 
 class Posterior(ABC):
     """q(z | x) of an autoencoder, all (B,C,h,w)."""
@@ -257,6 +261,7 @@ class Network(Buildable, nn.Module, ABC):
     """The learned function of stage 2."""
 
     in_channels: int  # of x, without cond.concat
+    frames: int = 1  # T where x is clips: the frames lie one after the other in its channels
     vector_dim: int = 0  # D of cond.vector; 0: it takes none
     token_dim: int = 0  # D of cond.tokens; 0: it takes none
     concat_channels: int = 0  # K of cond.concat; 0: it takes none

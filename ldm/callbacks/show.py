@@ -39,7 +39,7 @@ class Progress(TQDMProgressBar):
 
 
 class Pictures(L.Callback):
-    """After each validation: the stage's pictures as PNG in `folder` and in W&B."""
+    """After each validation: the stage's pictures as PNG in `folder` and in W&B, so many square ones in a row, fewer wide ones."""
 
     def __init__(self, folder: str, columns: int = 8) -> None:
         self.folder, self.columns = folder, columns
@@ -57,7 +57,8 @@ class Pictures(L.Callback):
             return
         pictures: dict[str, Tensor] = module.pictures(self._batch)  # type: ignore[operator]
         for name, images in pictures.items():
-            picture = as_image(grid(to_uint8(images), self.columns))
+            height, width = images.shape[2:]
+            picture = as_image(grid(to_uint8(images), max(1, self.columns * height // width)))
             Path(self.folder).mkdir(parents=True, exist_ok=True)
             picture.save(Path(self.folder) / f"{name}_{trainer.global_step:07d}.png")
             for logger in trainer.loggers:

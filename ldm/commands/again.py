@@ -1,6 +1,7 @@
 """ldm again: a picture once more, from the settings that it carries."""
 
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ldm import model_folder
 from ldm.callbacks.writer import settings_in
 from ldm.commands.configs import PARSER, plain_errors, quiet
 from ldm.commands.predict import SILENT, Ways, load, make
-from ldm.commands.sources import read_source
+from ldm.commands.sources import read_sources
 from ldm.stages.generation import Recipe, Request
 
 
@@ -47,7 +48,12 @@ def again(
     if "image" in stored:
         if image is None:
             raise ValueError(f"{picture!r} was made from the image {stored['image']}: give it with --image")
-        source = read_source(loaded, recipe, image, mask, stored["shows"], towards, stored.get("frame", 0))
+        found_sources = read_sources(loaded, recipe, image, mask, stored["shows"], towards)
+        clip = stored.get("frame", 0) // loaded.model.denoiser.network.frames
+        if (source := next(islice(found_sources, clip, None), None)) is None:
+            raise ValueError(
+                f"{picture!r} was made from frame {stored['frame']} of {stored['image']}, and {image!r} has fewer: give that film"
+            )
         for name in ("image_sha256", "mask_sha256", "towards_sha256"):
             if source.facts.get(name) != stored.get(name):
                 raise ValueError(f"{picture!r} was made with another file as {name.removesuffix('_sha256')}, or with none: give that")

@@ -21,7 +21,7 @@ from ldm import __version__, model_folder
 from ldm.autoencoder.tiling import Tiled
 from ldm.callbacks.writer import PictureWriter, path_of, settings_in
 from ldm.commands.configs import PARSER, find_configs, plain_errors, quiet
-from ldm.commands.sources import read_source
+from ldm.commands.sources import read_sources
 from ldm.data.transforms import as_image, grid, read_pixels
 from ldm.data.watermark import SMALLEST
 from ldm.diffusion.schedule import Spacing
@@ -103,7 +103,7 @@ def predict(
         size: height and width in px, if not the training's
         windows: make pictures larger than the training's of overlapping windows (MultiDiffusion)
         batch_size: pictures per batch and device; no influence on them
-        lanes: pictures per network call; more is faster on a GPU and changes the pictures' last bits
+        lanes: pictures, or frames of clips, per network call; more is faster on a GPU and changes the pictures' last bits
         columns: pictures per row of grid.png; default: per_class, or a square
         frames: also write <index>.gif and <index>-steps.png, so many images of how each picture comes about
         watermark: hide a watermark in the pictures, which `ldm watermark check` finds
@@ -122,7 +122,7 @@ def predict(
     asked = [str(c).strip() for c in (classes.split(",") if isinstance(classes, str) else classes or [])]
     prompts = [prompt] if isinstance(prompt, str) else prompt or []
     wanted = wanted_conditions(loaded, prompts, [] if unconditional else asked or None, num, per_class)
-    source = None if image is None else read_source(loaded, recipe, image, mask, shows, towards)
+    source = None if image is None else next(read_sources(loaded, recipe, image, mask, shows, towards))
     shares = [share_of(i, len(wanted)) if towards else 0.0 for i in range(len(wanted))]
     requests = [Request(first + i, seed, condition, negative, source, share=shares[i]) for i, condition in enumerate(wanted)]
     ways = Ways(batch_size, lanes, columns or per_class, overwrite, frames, watermark, tile)
@@ -197,7 +197,7 @@ def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recip
     if pending:
         _run(runner, loaded, recipe, pending, ways)
     if runner.is_global_zero:
-        _finish(requests, folder, ways.columns or round(len(requests) ** 0.5))
+        _finish(requests, folder, ways.columns)
         print(
             f"{len(pending)} pictures made, {len(requests) - len(pending)} were there: {folder / 'grid.png'}, {folder / 'manifest.jsonl'}"
         )
@@ -233,7 +233,7 @@ def _pending(requests: list[Request], folder: Path, told: Mapping[int, Any], ove
 
 
 def _run(trainer: L.Trainer, loaded: Loaded, recipe: Recipe, pending: list[Request], ways: Ways) -> None:
-    batch_size, lanes = ways.batch_size, ways.lanes
+    batch_size, lanes = ways.batch_size, max(1, ways.lanes // loaded.model.denoiser.network.frames)
     padded = sum(-(-min(batch_size, len(pending) - start) // lanes) * lanes for start in range(0, len(pending), batch_size))
     total, per_image = -(-padded // trainer.world_size) * recipe.num_steps, 1 / recipe.num_steps
     with tqdm(total=total, desc="Sampling", unit="img", unit_scale=per_image, disable=not trainer.is_global_zero) as bar:
@@ -244,9 +244,11 @@ def _run(trainer: L.Trainer, loaded: Loaded, recipe: Recipe, pending: list[Reque
 
 
 def _finish(requests: list[Request], folder: Path, columns: int) -> None:
-    """Grid and manifest, from the pictures themselves."""
+    """Grid, about square without `columns`, and manifest, from the pictures themselves."""
     paths = [path_of(folder, request.index) for request in requests]
-    as_image(grid(torch.stack([read_pixels(path) for path in paths]), columns)).save(folder / "grid.png")
+    pictures = torch.stack([read_pixels(path) for path in paths])
+    columns = columns or max(1, round((len(paths) * pictures.shape[2] / pictures.shape[3]) ** 0.5))
+    as_image(grid(pictures, columns)).save(folder / "grid.png")
     lines = [json.dumps({"file": path.name, **(settings_in(path) or {})}) + "\n" for path in paths]
     write_atomically(folder / "manifest.jsonl", "".join(lines).encode())
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
-from ldm.callbacks.writer import animate, path_of
+from ldm.callbacks.writer import frames_in, path_of
 from ldm.commands.configs import PARSER, plain_errors, quiet
 from ldm.commands.predict import SILENT, Ways, load, make, share_of, wanted_conditions
-from ldm.commands.sources import frames_of, read_source
+from ldm.commands.sources import read_sources
+from ldm.data.films import VIDEO, milliseconds_of, write_film
 from ldm.degradations import Blurred, Grey, Smaller
 from ldm.diffusion.samplers import RePaint
 from ldm.diffusion.tasks import Between, Edit, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Style
@@ -76,8 +77,8 @@ def sample(
         seed: picture i depends on (seed, i) and its settings alone
         steps: sampling steps; default: the model's
         guidance: scale of the model's guidance; 1 is none
-        image: file to start from; a folder of images or an animated file (GIF, WebP) is done frame by frame with the same noise, so that
-            nothing flickers, and becomes animation.webp as well
+        image: file to start from; a film (a folder of images, GIF, WebP, MP4) is done frame by frame with the same noise, so that
+            nothing flickers, and becomes animation.webp or .mp4 as well
         strength: how much of the image is made anew, 0 (nothing) to 1 (all)
         mask: image of the same shape: only its white part is made anew
         repaint: do each step so many times, so that what is made anew agrees better with the rest (5 to 10)
@@ -117,12 +118,12 @@ def sample(
     windows = size is not None and not loaded.model.conditioner.concat_channels
     recipe = replace(recipe, steps=steps or recipe.steps, task=task, size=_size(size), windows=windows)
     asked_classes = [part.strip() for part in (classes or "").split(",") if part.strip()]
-    shown = [] if image is None else frames_of(image)
-    n = len(shown) if len(shown) > 1 else n
+    sources: list[Source] = [] if image is None else list(read_sources(loaded, recipe, image, mask, edit, towards))
+    moving = len(sources) > 1
+    n = len(sources) if moving else n
     wanted = wanted_conditions(loaded, [prompt] if prompt else [], asked_classes or None, n)
-    sources: list[Source | None] = [read_source(loaded, recipe, file, mask, edit, towards, frame) for file, frame in shown]
     requests = [Request(i, seed, condition, negative, sources[i % len(sources)] if sources else None) for i, condition in enumerate(wanted)]
-    moving, going = len(shown) > 1, between is not None or mix is not None or towards is not None
+    going = between is not None or mix is not None or towards is not None
     if moving or going:  # one condition, and one noise for all but images that are gone between
         noise = between if between is not None else seed if moving or mix is not None else None
         requests = [replace(r, condition=wanted[0], towards=noise, mixed=mix) for r in requests]
@@ -131,8 +132,10 @@ def sample(
     trainer = {**SILENT, "accelerator": device, "devices": 1}
     ways = Ways(overwrite=overwrite, frames=frames, watermark=watermark, tile=tile)
     status = make(trainer, loaded, requests, recipe, Path(out), ways)
-    if moving:
-        animate([path_of(Path(out), i) for i in range(n)], Path(out) / "animation.webp")
+    if moving and image is not None:
+        film = [frame for i in range(n) for frame in frames_in(path_of(Path(out), i), loaded.model.denoiser.network.frames)]
+        suffix = ".mp4" if Path(image).suffix.lower() in VIDEO else ".webp"
+        write_film(film, Path(out) / f"animation{suffix}", milliseconds_of(Path(image)))
     return status
 
 

@@ -101,7 +101,7 @@ class FolderImages(Images):
             raise ValueError(f"data.window is {list(window)}; give the value that becomes black, then a greater one that becomes white")
         if not self.root.is_dir():
             raise ValueError(f"data.path is {path!r}, which is not a folder: give a folder of images")
-        metadata = self._metadata()
+        metadata = read_metadata(self.root)
         files = sorted(p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not files:
             raise ValueError(f"no images in {path!r} or below it: allowed are {' '.join(sorted(SUFFIXES))}")
@@ -109,33 +109,7 @@ class FolderImages(Images):
         if self.maps is not None and (missing := [path for path in self.maps if not path.is_file()]):
             raise ValueError(f"{len(missing)} of {len(files)} images have no map in data.maps; the first that is missing is {missing[0]}")
         self.has_maps = self.maps is not None
-        self.files, self.records = files, [self._record(file.relative_to(self.root), metadata) for file in files]
-
-    def _metadata(self) -> dict[str, dict[str, str]] | None:
-        parse: Callable[[Iterable[str]], Iterable[dict[str, str]]]
-        if (path := self.root / "metadata.jsonl").is_file():
-            parse = _json_lines
-        elif (path := self.root / "metadata.csv").is_file():
-            parse = csv.DictReader
-        else:
-            return None
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                rows = list(parse(file))
-        except ValueError as error:  # not UTF-8, not JSON
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        if not all(isinstance(row, dict) and "file_name" in row for row in rows):
-            raise ValueError(f"{path} needs a file_name in every row (and label, text where known)")
-        return {row["file_name"]: row for row in rows}
-
-    def _record(self, name: Path, metadata: dict[str, dict[str, str]] | None) -> Record:
-        if metadata is None:
-            label = name.parts[0] if len(name.parts) > 1 else None
-            return Record(name.as_posix(), label)
-        row = metadata.get(name.as_posix(), {})
-        label = row.get("label")
-        numbers = {key: number for key, value in row.items() if key not in NAMED and (number := _number(value)) is not None}
-        return Record(name.as_posix(), None if label in (None, "") else str(label), str(row.get("text") or ""), numbers)
+        self.files, self.records = files, [record_of(file.relative_to(self.root), metadata) for file in files]
 
     def pixels(self, index: int) -> Tensor:
         return read_image(self.files[index], self.size, self.channels, self.window)
@@ -148,6 +122,36 @@ class FolderImages(Images):
     def fingerprint(self) -> str:
         stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
         return hashlib.sha256(f"{super().fingerprint()} {self.channels} {self.window} {stats}".encode()).hexdigest()
+
+
+def read_metadata(root: Path) -> dict[str, dict[str, str]] | None:
+    """Rows of metadata.jsonl or metadata.csv by file_name; None where there is neither."""
+    parse: Callable[[Iterable[str]], Iterable[dict[str, str]]]
+    if (path := root / "metadata.jsonl").is_file():
+        parse = _json_lines
+    elif (path := root / "metadata.csv").is_file():
+        parse = csv.DictReader
+    else:
+        return None
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(parse(file))
+    except ValueError as error:  # not UTF-8, not JSON
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not all(isinstance(row, dict) and "file_name" in row for row in rows):
+        raise ValueError(f"{path} needs a file_name in every row (and label, text where known)")
+    return {row["file_name"]: row for row in rows}
+
+
+def record_of(name: Path, metadata: dict[str, dict[str, str]] | None) -> Record:
+    """What a row of metadata says of a file, or without any metadata its sub-folder."""
+    if metadata is None:
+        label = name.parts[0] if len(name.parts) > 1 else None
+        return Record(name.as_posix(), label)
+    row = metadata.get(name.as_posix(), {})
+    label = row.get("label")
+    numbers = {key: number for key, value in row.items() if key not in NAMED and (number := _number(value)) is not None}
+    return Record(name.as_posix(), None if label in (None, "") else str(label), str(row.get("text") or ""), numbers)
 
 
 def _number(value: str | float | None) -> float | None:

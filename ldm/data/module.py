@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ldm.data.audio import WaveImages
 from ldm.data.cache import LatentCache
 from ldm.data.datasets import DigitImages, EmojiImages, FolderImages, Images, split
+from ldm.data.films import ClipImages
 from ldm.interfaces import Batch, TrainingData
 from ldm.ranges import to_float
 
@@ -272,6 +273,17 @@ class Folder(ImageData):
 
     def images(self) -> Images:
         return FolderImages(self.path, self.size, self.wanted_channels, self.window, self.maps)
+
+
+class Clips(ImageData):
+    """Clips of frames, cut from any folder of films: video files, GIF, WebP, folders of images.  stride: frames from one to the next."""
+
+    def __init__(self, path: str, size: int = 64, frames: int = 8, stride: int = 1, batch_size: int = 4, **options: Any) -> None:
+        super().__init__(size, batch_size, **options)
+        self.path, self.frames, self.stride = path, frames, stride
+
+    def images(self) -> Images:
+        return ClipImages(self.path, self.size, self.frames, self.stride)
 
 
 class Audio(ImageData):

@@ -201,4 +201,5 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     angle = torch.acos((F.normalize(a.flatten(), dim=0) @ F.normalize(b.flatten(), dim=0)).clamp(-1, 1))
     if angle < 1e-4:
         return torch.lerp(a, b, weight)
-    return (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
+    one, other = (torch.sin(share * angle) / torch.sin(angle) for share in (1 - weight, weight))
+    return one * a + other * b

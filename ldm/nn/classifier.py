@@ -30,15 +30,14 @@ class UNetClassifier(interfaces.Classifier):
         self.in_channels, self.num_classes, self.channels = in_channels, num_classes, channels
         embed_dim = 4 * channels
 
-        def block(ins: int, outs: int) -> ResBlock:
-            return ResBlock(ins, outs, embed_dim, dropout, scale_shift=True, zero_init=True, eps=EPS)
-
-        def attention(level: int, width: int) -> nn.Module | None:
-            return SelfAttention(width, max(1, width // head_channels), zero_init=True, eps=EPS) if level in attention_levels else None
+        def stage(ins: int, outs: int, level: int) -> Stage:
+            block = ResBlock(ins, outs, embed_dim, dropout, scale_shift=True, zero_init=True, eps=EPS)
+            count = max(1, outs // head_channels)
+            return Stage(block, SelfAttention(outs, count, zero_init=True, eps=EPS) if level in attention_levels else None)
 
         self.time_embed = nn.Sequential(nn.Linear(channels, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
         self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.down, widths = descent(channels, multipliers, num_blocks, block, attention)
+        self.down, widths = descent(channels, multipliers, num_blocks, stage)
         self.norm, self.head = group_norm(widths[-1], EPS), nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

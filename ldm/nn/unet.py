@@ -7,19 +7,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ldm.frames import apart, together
 from ldm.interfaces import Cond, Network
 from ldm.nn.attention import SelfAttention, SpatialTransformer, timestep_embedding
 from ldm.nn.blocks import Downsample, NormActConv, ResBlock, Upsample
+from ldm.nn.frames import FrameMixing
 
 EPS = 1e-5
 
 
 class Stage(nn.Module):
-    """A residual block, attention where the level has it, and a resampling where the level ends."""
+    """A residual block, attention where the level has it, mixing of frames in clips, and a resampling where the level ends."""
 
-    def __init__(self, block: ResBlock, attention: nn.Module | None, resample: nn.Module | None = None) -> None:
+    def __init__(
+        self, block: ResBlock, attention: nn.Module | None, resample: nn.Module | None = None, frames: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.block, self.attention, self.resample = block, attention, resample
+        self.block, self.attention, self.resample, self.frames = block, attention, resample, frames
 
     def forward(self, x: Tensor, embedding: Tensor, cond: Cond) -> Tensor:
         x = self.block(x, embedding)
@@ -27,23 +31,20 @@ class Stage(nn.Module):
             x = self.attention(x, cond.tokens, cond.mask)
         elif self.attention is not None:
             x = self.attention(x)
+        if self.frames is not None:
+            x = self.frames(x)
         return x if self.resample is None else self.resample(x)
 
 
 def descent(
-    channels: int,
-    multipliers: Sequence[int],
-    num_blocks: int,
-    block: Callable[[int, int], ResBlock],
-    attention: Callable[[int, int], nn.Module | None],
+    channels: int, multipliers: Sequence[int], num_blocks: int, stage: Callable[[int, int, int], Stage]
 ) -> tuple[nn.ModuleList, list[int]]:
-    """The UNet's way down, and the widths of all feature maps on it, the stem's first.  attention takes level and width."""
+    """The UNet's way down, and the widths of all feature maps on it, the stem's first.  stage takes widths in and out, and the level."""
     layers, widths = nn.ModuleList(), [channels]
     for level, multiplier in enumerate(multipliers):
         for _ in range(num_blocks):
-            outs = channels * multiplier
-            layers.append(Stage(block(widths[-1], outs), attention(level, outs)))
-            widths.append(outs)
+            layers.append(stage(widths[-1], channels * multiplier, level))
+            widths.append(channels * multiplier)
         if level < len(multipliers) - 1:
             layers.append(Downsample(widths[-1], asymmetric=False))
             widths.append(widths[-1])
@@ -57,6 +58,7 @@ class UNet(Network):
     token_dim > 0: spatial transformers on cond.tokens; vector_dim > 0: cond.vector joins the time embedding;
     patch: the stem works on patch x patch unshuffled pixels, patch^2 times cheaper; heads > 0: so many everywhere (SD 1: 8), instead of
     heads of head_channels; recompute: stages keep only their input and run again in backward.
+    frames: T > 1 for clips (B, T * in_channels, h, w), each frame a sample of its own but for FrameMixing at the end of every stage.
     """
 
     def __init__(
@@ -76,41 +78,44 @@ class UNet(Network):
         heads: int = 0,
         learn_variance: bool = False,
         recompute: bool = False,
+        frames: int = 1,
     ) -> None:
         super().__init__()
         if bad := [level for level in attention_levels if not 0 <= level < len(multipliers)]:
             raise ValueError(f"attention_levels has {bad[0]}; the UNet's levels are 0 to {len(multipliers) - 1}")
-        self.in_channels, self.vector_dim, self.channels, self.patch = in_channels, vector_dim, channels, patch
-        self.token_dim, self.concat_channels = token_dim, concat_channels
+        if frames < 1:
+            raise ValueError(f"frames is {frames}; allowed is 1 (images) or more")
+        self.in_channels, self.concat_channels, self.frames = in_channels * frames, concat_channels * frames, frames
+        self.vector_dim, self.token_dim, self.channels, self.patch = vector_dim, token_dim, channels, patch
         self.learn_variance, self.recompute = learn_variance, recompute
         self.multiple = patch * 2 ** (len(multipliers) - 1)
         embed_dim, area = 4 * channels, patch**2
         self.time_embed = nn.Sequential(nn.Linear(channels, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
         self.vector_embed = nn.Linear(vector_dim, embed_dim) if vector_dim else None
 
-        def block(ins: int, outs: int) -> ResBlock:
-            return ResBlock(ins, outs, embed_dim, dropout, scale_shift, zero_init=True, eps=EPS)
-
-        def attention(width: int) -> nn.Module:
-            count = heads or max(1, width // head_channels)
+        def attention(width: int, count: int) -> nn.Module:
             if token_dim:
                 return SpatialTransformer(width, count, token_dim, dropout=dropout)
             return SelfAttention(width, count, zero_init=True, eps=EPS)
 
+        def stage(ins: int, outs: int, attends: bool, upsample: bool = False) -> Stage:
+            count = (heads or max(1, outs // head_channels)) if attends else 0
+            return Stage(
+                ResBlock(ins, outs, embed_dim, dropout, scale_shift, zero_init=True, eps=EPS),
+                attention(outs, count) if attends else None,
+                Upsample(outs) if upsample else None,
+                FrameMixing(outs, frames, count) if frames > 1 else None,
+            )
+
         self.stem = nn.Conv2d((in_channels + concat_channels) * area, channels, 3, padding=1)
-
-        def mixing(level: int, width: int) -> nn.Module | None:
-            return attention(width) if level in attention_levels else None
-
-        self.down, skips = descent(channels, multipliers, num_blocks, block, mixing)
+        self.down, skips = descent(channels, multipliers, num_blocks, lambda ins, outs, level: stage(ins, outs, level in attention_levels))
         width = skips[-1]
-        self.middle = nn.ModuleList([Stage(block(width, width), attention(width)), Stage(block(width, width), None)])
+        self.middle = nn.ModuleList([stage(width, width, True), stage(width, width, False)])
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for index in range(num_blocks + 1):
-                outs, last = channels * multiplier, index == num_blocks and level > 0
-                self.up.append(Stage(block(width + skips.pop(), outs), mixing(level, outs), Upsample(outs) if last else None))
-                width = outs
+                ins, width = width + skips.pop(), channels * multiplier
+                self.up.append(stage(ins, width, level in attention_levels, upsample=index == num_blocks and level > 0))
         self.head = NormActConv(width, in_channels * (1 + learn_variance) * area, EPS, zero_init=True)
 
     def run(self, stage: nn.Module, h: Tensor, embedding: Tensor, cond: Cond) -> Tensor:
@@ -129,9 +134,11 @@ class UNet(Network):
         embedding = self.time_embed(timestep_embedding(t, self.channels).to(x.dtype))
         if self.vector_embed is not None:
             embedding = embedding + self.vector_embed(cond.vector)
-        if cond.concat is not None:
-            x = torch.cat([x, cond.concat.expand(len(x), -1, *x.shape[2:])], dim=1)
-        h = self.stem(F.pixel_unshuffle(x, self.patch))
+        parts = [x] if cond.concat is None else [x, cond.concat.expand(len(x), -1, *x.shape[2:])]
+        if self.frames > 1:  # from here on each frame is a sample
+            parts = [apart(part, self.frames) for part in parts]
+            embedding, cond = embedding.repeat_interleave(self.frames, dim=0), cond.repeat(self.frames)
+        h = self.stem(F.pixel_unshuffle(torch.cat(parts, dim=1), self.patch))
         skips = [h]
         for layer in self.down:
             h = self.run(layer, h, embedding, cond)
@@ -140,4 +147,7 @@ class UNet(Network):
             h = self.run(stage, h, embedding, cond)
         for stage in self.up:
             h = self.run(stage, torch.cat([h, skips.pop()], dim=1), embedding, cond)
-        return F.pixel_shuffle(self.head(h), self.patch)
+        out = F.pixel_shuffle(self.head(h), self.patch)
+        if self.frames == 1:
+            return out
+        return torch.cat([together(part, self.frames) for part in out.chunk(1 + self.learn_variance, dim=1)], dim=1)

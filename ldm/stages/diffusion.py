@@ -8,9 +8,11 @@ from torch import Tensor
 
 from ldm import model_folder
 from ldm.diffusion.denoiser import Prediction
+from ldm.frames import strip
 from ldm.interfaces import Autoencoder, Batch, Cond, Conditioner, Denoise, Guidance, Network, NoiseSchedule, Objective, Sampler
 from ldm.ranges import to_float
-from ldm.stages.generation import Recipe, Request, Source, generate
+from ldm.stages.clips import FrameStack
+from ldm.stages.generation import LANES, Recipe, Request, Source, generate
 from ldm.stages.model import LatentDiffusion, beside
 from ldm.stages.optim import AdamW, Part, configure
 from ldm.stages.training import TrainingStage, first_stage_of, posterior_of
@@ -21,7 +23,7 @@ class DiffusionStage(TrainingStage):
 
     first_stage: model folder or checkpoint of stage 1, or of a stage 2 that holds one, or an autoencoder that has nothing to learn
     (Pixels).  sampler, guidance, sampling_steps: for the validation pictures.  init: model folder or checkpoint of a stage 2 to start
-    from; input channels that it does not have begin as zeros.
+    from; input channels that it does not have begin as zeros, a UNet of clips as one of images does.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class DiffusionStage(TrainingStage):
     ) -> None:
         super().__init__()
         autoencoder = first_stage if isinstance(first_stage, Autoencoder) else first_stage_of(first_stage)
+        if network.frames > 1 and not isinstance(autoencoder, FrameStack):
+            autoencoder = FrameStack(autoencoder, network.frames)
         self.model = LatentDiffusion(autoencoder, network, conditioner, schedule, prediction)
         if init is not None:
             start_from(self.model, init)
@@ -50,7 +54,9 @@ class DiffusionStage(TrainingStage):
 
     def on_fit_start(self) -> None:
         """Cache the latents, if the data module has a cache; measure them, unless a checkpoint brought the statistics."""
-        latents = self.model.latents
+        latents, frames = self.model.latents, self.model.denoiser.network.frames
+        clips = f"this network makes clips of {frames} frames: use -c data/clips.yaml with --data.frames {frames}"
+        self.require_channels(latents.autoencoder, clips if frames > 1 else "train a first stage on such images")
         if classes := self.model.conditioner.num_classes:
             self.require_classes("conditioner", classes, ", or use the conditioner Unconditional")
         if self.model.conditioner.takes_text and not self.data.has_texts:
@@ -123,16 +129,19 @@ class DiffusionStage(TrainingStage):
     test_step = validation_step
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Sixteen samples (N,3,H,W) in [-1,1]: of held-out texts or numbers, of classes spread evenly, or of no condition.  Of a model
-        that works on images, eight held-out images: what it was shown, what it made of that, what they are."""
+        """Sixteen samples (N,3,H,W) in [-1,1], or fewer clips with their frames side by side: of held-out texts or numbers, of classes
+        spread evenly, or of no condition.  Of a model that works on images, eight held-out images: what it was shown, what it made of
+        that, what they are."""
         conditioner, classes = self.model.conditioner, self.data.classes
         if conditioner.shrinks:
-            return {"samples": torch.cat(self.restored(batch, 8))}
+            return {"samples": strip(torch.cat(self.restored(batch, 8)), self.model.denoiser.network.frames)}
         asked: list[str | None] = batch["text"] if conditioner.takes_text else list(classes) if conditioner.num_classes else [None]
         if conditioner.numbers:
             asked = [", ".join(f"{name}={known[name]}" for name in conditioner.numbers if name in known) for known in batch["numbers"]]
-        requests = [Request(i, 0, asked[i * len(asked) // 16]) for i in range(16)]
-        return {"samples": generate(self.model, requests, self.recipe, classes)}
+        frames = self.model.denoiser.network.frames
+        count, lanes = max(2, 16 // frames), max(1, LANES // frames)
+        requests = [Request(i, 0, asked[i * len(asked) // count]) for i in range(count)]
+        return {"samples": strip(generate(self.model, requests, self.recipe, classes, lanes), frames)}
 
     def restored(self, batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of a model that works on images: what it is shown of the first `count`, what it makes of that, what they are, (count,3,H,W)."""
@@ -156,8 +165,12 @@ class DiffusionStage(TrainingStage):
 
 
 def start_from(model: LatentDiffusion, path: str) -> None:
-    """Its weights where they fit; input channels that only `model` has are zeros, so that nothing changes at first."""
-    mine, theirs = model.state_dict(), model_folder.load(path).model.state_dict()
+    """Its weights where they fit; input channels that only `model` has are zeros, and what mixes its frames does nothing, so that
+    nothing changes at first."""
+    started, frames = model_folder.load(path).model, model.denoiser.network.frames
+    if isinstance(started, LatentDiffusion) and started.denoiser.network.frames < frames:
+        started.latents = started.latents.of_frames(frames)
+    mine, theirs = model.state_dict(), started.state_dict()
     for name, found in theirs.items():
         wanted = mine.get(name, found)
         if found.ndim > 1 and found.shape[1] < wanted.shape[1] and found[:, 0].shape == wanted[:, 0].shape:
@@ -165,4 +178,9 @@ def start_from(model: LatentDiffusion, path: str) -> None:
     new, unused = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
     model_folder.load_weights(model, {**mine, **{name: theirs[name] for name in mine.keys() & theirs.keys()}}, path)
     if new or unused:
-        print(f"started from {path}; not in it: {', '.join(new) or 'nothing'}; not used of it: {', '.join(unused) or 'nothing'}")
+        print(f"started from {path}; not in it: {_some(new)}; not used of it: {_some(unused)}")
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "nothing") + more

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ldm.interfaces import Autoencoder, Posterior
+from ldm.stages.clips import FrameStack
 
 
 class LatentSpace(nn.Module):
@@ -38,6 +39,14 @@ class LatentSpace(nn.Module):
         self.scale.copy_(std)
         self.count.fill_(count)
         self.size.copy_(torch.tensor(size))
+
+    def of_frames(self, frames: int) -> "LatentSpace":
+        """That of clips, each frame normalised as an image is."""
+        found = LatentSpace(FrameStack(self.autoencoder, frames))
+        if self.measured:
+            height, width = self.size.tolist()
+            found.measure(self.shift.repeat(frames), self.scale.repeat(frames), int(self.count), (height, width))
+        return found
 
     def shape_of(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """Height and width of the latents of images of `size` px; None: of the training's."""

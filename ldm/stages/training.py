@@ -47,6 +47,12 @@ class TrainingStage(L.LightningModule):
                 f"set model.{part}.num_classes to {len(found)}{hint}"
             )
 
+    def require_channels(self, autoencoder: Autoencoder, hint: str) -> None:
+        """hint: what to do where the images have other ones; it may name them by {made} and {wanted}."""
+        made, wanted = self.data.channels, autoencoder.image_channels
+        if made != wanted:
+            raise ValueError(f"the images have {made} channels, the autoencoder takes {wanted}: {hint.format(made=made, wanted=wanted)}")
+
     def cache_latents(self, latents: LatentSpace) -> None:
         """Where the data module has a cache: into it."""
         self.data.cache_latents(latents.moments, model_folder.fingerprint(latents.autoencoder), self.device)
