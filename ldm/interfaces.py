@@ -317,6 +317,9 @@ class Conditioner(Buildable, nn.Module, ABC):
         """What it shows to the network of a training batch's images, where it takes images."""
         return None
 
+    def cache_in(self, folder: str) -> None:
+        """Keep in this folder, from now on, what is costly and found again and again, such as the states of texts."""
+
     @abstractmethod
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond: ...
 
@@ -448,6 +451,7 @@ class TrainingData(ABC):
     numbers: list[str]  # the numeric attributes of any image
     size: int
     channels: int  # of the images
+    cache: str | None = None  # folder for latents, and for what conditioners keep
     with_images: bool = False  # whether batches have the images even where they have cached moments
 
     @abstractmethod

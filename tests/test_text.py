@@ -66,6 +66,26 @@ def test_states_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     assert long.mask.sum() == 8, "cut, not refused"  # type: ignore[union-attr]
 
 
+def test_a_text_is_encoded_once_and_kept_beside_the_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, cache = encoder("bert", tmp_path / "bert"), tmp_path / "run" / "latents"
+    texts = {"text": ["red heart", "blue \u2764 cat", ""]}
+    plain = Text(str(folder)).encode(texts, lambda x: x)
+    first, second, other = Text(str(folder)), Text(str(folder)), Text(str(folder), max_tokens=3)
+    for conditioner in (first, second, other):
+        conditioner.cache_in(str(cache))
+    asked: list[str] = []
+    for conditioner in (first, second, other):
+        monkeypatch.setattr(conditioner, "_encoded", lambda text, encode=conditioner._encoded: asked.append(text) or encode(text))
+    one, two = first.encode(texts, lambda x: x), second.encode(texts, lambda x: x)
+    assert asked == texts["text"], "the second finds what the first has kept"
+    for found in (one, two):
+        assert torch.equal(found.tokens, plain.tokens)  # type: ignore[arg-type]
+        assert torch.equal(found.vector, plain.vector)  # type: ignore[arg-type]
+    other.encode(texts, lambda x: x)
+    assert asked == 2 * texts["text"], "shorter texts are others"
+    assert len(list(cache.glob("texts-*.sqlite"))) == 2
+
+
 def test_the_encoder_is_neither_trained_nor_stored(tmp_path: Path) -> None:
     conditioner = Text(str(encoder("bert", tmp_path / "bert")))
     assert list(conditioner.parameters()) == []
@@ -88,6 +108,7 @@ def test_text_to_image_from_fit_to_sample(trained: Path, tmp_path: Path, capsys)
     command += [f"--model.network.{name}={value}" for name, value in sizes.items()]
     command += ["--model.first_stage", first, "--run", str(tmp_path / "run"), "--model.conditioner.encoder", str(folder)]
     assert main([*command, "--data.path", str(images)]) == 0
+    assert list((tmp_path / "run" / "latents").glob("texts-*.sqlite")), "beside the latents"
     model = str(tmp_path / "run" / "diffusion" / "model")
     assert isinstance(model_folder.load(model).model.conditioner, Text)
     sample = ["sample", model, "--n=1", "--steps=2", "--guidance=5"]

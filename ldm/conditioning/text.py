@@ -1,5 +1,7 @@
 """Text as a condition, through a frozen encoder of the package transformers."""
 
+import hashlib
+import sqlite3
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from ldm.interfaces import Batch, Cond, Conditioner
 from ldm.nn.pretrained import Frozen
 
-KEPT = 20_000  # texts whose encoding is kept
+KEPT = 20_000  # texts whose encoding is kept in memory
 
 
 class Text(Conditioner):
@@ -20,7 +22,7 @@ class Text(Conditioner):
 
     encoder: folder of a transformers model (CLIP, T5, BERT, ...) with its tokenizer, or a Python package that has one in `model/`.  Its
     weights stay there: whoever uses the model needs the same folder or package.  max_tokens: longer texts are cut.
-    vector: whether the mean joins the time embedding.
+    vector: whether the mean joins the time embedding.  In training a text is encoded once: its states are kept beside the latents.
     """
 
     takes_text = True
@@ -36,12 +38,26 @@ class Text(Conditioner):
         self.network, self.max_tokens = Frozen(_States(network)), max_tokens
         self.token_dim = int(network.config.hidden_size)
         self.vector_dim = self.token_dim if vector else 0
+        self._folder = folder
+        self._store: Store | None = None
         self._kept = lru_cache(KEPT)(self._states)
         self.register_buffer("_device", torch.zeros(0), persistent=False)
 
-    @torch.no_grad()
+    def cache_in(self, folder: str) -> None:
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(self._folder.rglob("*")) if file.is_file()]
+        key = hashlib.sha256(repr((stats, self.max_tokens)).encode()).hexdigest()[:16]
+        self._store = Store(Path(folder) / f"texts-{key}.sqlite", self.token_dim)
+
     def _states(self, text: str) -> Tensor:
         """(L,D) of one text, on the CPU, in 16 bits."""
+        if self._store is None:
+            return self._encoded(text)
+        if (found := self._store.get(text)) is None:
+            self._store.put(text, found := self._encoded(text))
+        return found
+
+    @torch.no_grad()
+    def _encoded(self, text: str) -> Tensor:
         device = self._device.device
         tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_tensors="pt").to(device)
         with torch.autocast(device.type, enabled=False):
@@ -65,6 +81,24 @@ class Text(Conditioner):
 
     def request(self, wanted: str | int | None, names: list[str]) -> Batch:
         return {"text": "" if wanted is None else str(wanted)}
+
+
+class Store:
+    """States (L,D) in 16 bits by text, in a file that several processes share."""
+
+    def __init__(self, path: Path, width: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.width, self.table = width, sqlite3.connect(path, timeout=60, isolation_level=None)
+        self.table.execute("PRAGMA journal_mode=WAL")
+        self.table.execute("PRAGMA synchronous=NORMAL")
+        self.table.execute("CREATE TABLE IF NOT EXISTS texts (text TEXT PRIMARY KEY, states BLOB)")
+
+    def get(self, text: str) -> Tensor | None:
+        found = self.table.execute("SELECT states FROM texts WHERE text = ?", (text,)).fetchone()
+        return None if found is None else torch.frombuffer(bytearray(found[0]), dtype=torch.float16).view(-1, self.width)
+
+    def put(self, text: str, states: Tensor) -> None:
+        self.table.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (text, states.numpy().tobytes()))
 
 
 class _States(nn.Module):

@@ -29,6 +29,10 @@ class Together(Conditioner):
     def see(self, batch: Batch) -> Seen | None:
         return next((seen for part in self.parts if (seen := part.see(batch)) is not None), None)  # type: ignore[operator]
 
+    def cache_in(self, folder: str) -> None:
+        for part in self.parts:
+            part.cache_in(folder)  # type: ignore[operator]
+
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
         return _joined([part.encode(batch, to_latents) for part in self.parts])  # type: ignore[operator]
 

@@ -68,6 +68,8 @@ class DiffusionStage(TrainingStage):
                 f"the conditioner Numbers takes {', '.join(sorted(missing))}, which no image has; "
                 f"the data's metadata have {', '.join(self.data.numbers) or 'no numeric attributes'}"
             )
+        if self.data.cache is not None:
+            self.model.conditioner.cache_in(self.data.cache)
         self.data.with_images = self.model.conditioner.shrinks > 0
         self.cache_latents(latents)
         if not latents.measured:
