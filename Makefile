@@ -27,10 +27,11 @@ test-slow: .venv/.ready  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 lint: .venv/.ready  ## format and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/hadolint docker/Dockerfile
-compare: .venv/.ready  ## the README's tables of losses, predictions, samplers, tasks and the watermark (hours)
+compare: .venv/.ready  ## the README's tables of losses, predictions, samplers, tasks, clips and the watermark (hours)
 	$(BIN)/python tools/compare_losses.py
 	$(BIN)/python tools/compare_diffusion.py
 	$(BIN)/python tools/compare_tasks.py
+	$(BIN)/python tools/compare_clips.py
 	$(BIN)/python tools/watermark_rates.py
 bench: .venv/.ready  ## train and sampling steps against diffusers, paired
 	$(BIN)/python tools/benchmark.py

@@ -211,3 +211,16 @@ def test_clips_from_the_command_line(trained: Path, films: Path, tmp_path: Path,
     arguments = [str(tmp_path / "film" / "1.png"), model, "--image", str(tmp_path / "six.gif"), "--device=cpu"]
     assert main(["again", *arguments, "--out", str(tmp_path / "again2")]) == 0
     assert (tmp_path / "again2" / "1.png").read_bytes() == (tmp_path / "film" / "1.png").read_bytes()
+
+
+def test_a_video_goes_in_and_a_video_of_the_same_pace_comes_out(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    write_film(film(3), tmp_path / "in.mp4", 50)
+    command = ["sample", str(trained / "diffusion" / "model"), "--image", str(tmp_path / "in.mp4"), "--strength=0.5", "--steps=2"]
+    assert main([*command, "--device=cpu", "--out", str(tmp_path / "out")]) == 0
+    made = tmp_path / "out" / "animation.mp4"
+    assert milliseconds_of(made) == pytest.approx(50)
+    shown = pixels([frame.image.convert("L") for frame in frames_of(made)]).astype(int)
+    wanted = pixels([Image.open(tmp_path / "out" / f"{i}.png").convert("L") for i in range(3)])
+    assert shown.shape == wanted.shape == (3, 32, 32)
+    assert np.abs(shown - wanted).mean() < 4, "brightness; H.264 keeps colour at half the size, and this model makes noise"

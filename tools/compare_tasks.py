@@ -3,8 +3,8 @@
 python tools/compare_tasks.py [--steps 2500] [--out runs/compare-tasks] [--only denoising]
 
 Trains each of configs/task/ named below from the carried emoji model, then restores the emoji that neither has seen.  A rival that has
-a setting has the one that is best for it on these very images.  Writes table.md, table.json, and pictures.jpg: for each task what the model
-was shown, the best rival, ours, the original.
+a setting has the one that is best for it on these very images; "no training" is what the carried model itself makes of them.  Writes
+table.md, table.json, and pictures.jpg: for each task what the model was shown, the best rival, ours, the original.
 """
 
 import argparse
@@ -24,8 +24,10 @@ from ldm import model_folder
 from ldm.autoencoder.perceptual import Lite0
 from ldm.data.module import Emoji
 from ldm.data.transforms import as_image, as_tensor, grid
-from ldm.diffusion.tasks import Inpaint
-from ldm.interfaces import Seen
+from ldm.degradations import Smaller
+from ldm.diffusion.guidance import CFG
+from ldm.diffusion.tasks import Inpaint, Restore
+from ldm.interfaces import Seen, Task
 from ldm.ranges import to_float, to_uint8
 from ldm.stages.generation import Recipe, Request, Source, generate
 
@@ -65,6 +67,9 @@ RIVALS: dict[str, dict[str, list[Rival]]] = {
 }
 
 
+UNTRAINED: dict[str, Task] = {"super-resolution": Restore(Smaller(4)), "inpainting": Inpaint()}
+
+
 def train(task: str, out: Path, steps: int) -> Path:
     folder = out / task / "model"
     if not folder.is_dir():
@@ -100,7 +105,11 @@ def compare(task: str, out: Path, steps: int, num: int) -> tuple[dict[str, dict[
         found = [(measure(rival(seen), x, perceptual), rival(seen)) for rival in settings]
         results[name], made[name] = max(found, key=lambda pair: pair[0]["PSNR"])
     made["ours"] = generate(loaded.model, requests, recipe, loaded.card["classes"])
-    results["ours"] = measure(made["ours"], x, perceptual)
+    if task in UNTRAINED:
+        carried = model_folder.load("emoji")
+        plain = replace(Recipe.of(carried.card), task=UNTRAINED[task], guidance=CFG(1.0))
+        made["ours, no training"] = generate(carried.model, requests, plain, carried.card["classes"])
+    results |= {name: measure(made[name], x, perceptual) for name in made if name not in results}
     hidden = seen.x if seen.mask is None else seen.x * (1 - seen.mask)
     best = max(RIVALS[task], key=lambda name: results[name]["PSNR"])
     rows = [F.interpolate(hidden, size=x.shape[2:]), made[best], made["ours"], x]
