@@ -58,8 +58,9 @@ class Blurred(Degradation):
 
 @dataclass(frozen=True)
 class Grey(Degradation):
-    """Luma in all channels (ITU-R BT.601)."""
+    """Luma in all three channels (ITU-R BT.601), of each frame of a clip."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        weights = x.new_tensor(LUMA).view(1, 3, 1, 1)
-        return (x * weights).sum(1, keepdim=True).expand_as(x)
+        frames = x.unflatten(1, (-1, min(3, x.shape[1])))
+        luma = (frames * x.new_tensor(LUMA).view(3, 1, 1)).sum(2, keepdim=True)
+        return luma.expand_as(frames).flatten(1, 2)

@@ -14,6 +14,7 @@ from ldm.autoencoder.conv import ConvAutoencoder
 from ldm.callbacks.writer import settings_in
 from ldm.cli import main
 from ldm.data.films import ClipImages, count_frames, frames_of, milliseconds_of, write_film
+from ldm.degradations import LUMA, Grey
 from ldm.frames import apart, strip, together
 from ldm.interfaces import Cond
 from ldm.nn.frames import FrameMixing
@@ -141,6 +142,14 @@ def test_a_unet_of_clips_begins_as_that_of_images_on_every_frame(token_dim: int,
     assert (moved - still)[:, :2].abs().max() > 1e-4, "a trained one lets frames know of each other"
     with pytest.raises(ValueError, match="frames is 0; allowed is 1"):
         UNet(**arguments, frames=0)
+
+
+def test_grey_is_that_of_each_frame() -> None:
+    clips = normal(2, 9, 4, 4)
+    wanted = together(Grey()(apart(clips, 3)), 3)
+    torch.testing.assert_close(Grey()(clips), wanted)
+    torch.testing.assert_close(wanted[:, 4], (clips[:, 3:6] * torch.tensor(LUMA).view(3, 1, 1)).sum(1))
+    assert torch.equal(Grey()(clips[:, :1]).round(decimals=5), clips[:, :1].round(decimals=5))
 
 
 @pytest.mark.parametrize("heads", [0, 2])

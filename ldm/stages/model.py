@@ -24,14 +24,15 @@ class LatentDiffusion(Buildable, nn.Module):
         if network.in_channels != autoencoder.channels:
             raise ValueError(
                 f"the network takes {network.in_channels} latent channels, the first stage makes {autoencoder.channels}: "
-                f"set the network's in_channels to {autoencoder.channels} or train another first stage"
+                f"set the network's in_channels to {autoencoder.channels // network.frames} or train another first stage"
             )
         for size in ("vector_dim", "token_dim", "concat_channels"):
             takes, makes = getattr(network, size), getattr(conditioner, size)
             if takes != makes:
                 what = {"vector_dim": "vectors of {} values", "token_dim": "tokens of {} values"}.get(size, "images of {} channels")
+                wanted = makes // network.frames if size == "concat_channels" else makes
                 raise ValueError(
-                    f"the network takes condition {what.format(takes)}, the conditioner makes {makes}: set the network's {size} to {makes}"
+                    f"the network takes condition {what.format(takes)}, the conditioner makes {makes}: set the network's {size} to {wanted}"
                 )
         self.latents = LatentSpace(autoencoder)
         self.denoiser = Denoiser(network, schedule, prediction)
