@@ -1,8 +1,8 @@
 """What the layers that mix frames learn: emoji that turn, by a model of clips that starts from the carried model of images.
 
-python tools/compare_clips.py [--steps 1500] [--num 32] [--out runs/compare-clips]
+python tools/compare_clips.py [--steps 2000] [--num 32] [--out runs/compare-clips]
 
-Writes a film of each emoji (animated WebP, 8 frames, 15 degrees each), trains configs/finetune/video.yaml on them with the emoji's classes,
+Writes a film of each emoji (animated WebP, 8 frames, 5 degrees each), trains configs/finetune/video.yaml on them with the emoji's classes,
 and samples clips.  Neighbouring frames are compared inside the circle that stays in the picture, once as they are, once with the second
 turned back.  Rivals: the films, what the first stage makes of them, and frames of the carried model, each with its own noise or all with
 one.  Writes table.md, table.json, clips.png (a clip per row) and clips.webp.
@@ -28,11 +28,11 @@ from ldm.frames import apart, strip
 from ldm.ranges import to_float, to_uint8
 from ldm.stages.generation import Recipe, Request, generate
 
-FRAMES, DEGREES = 8, 15.0
+FRAMES, DEGREES = 8, 5.0
 
 
 def films(folder: Path) -> Path:
-    """Of every emoji: it turns, beginning 52.5 degrees to the left."""
+    """Of every emoji: it turns to the right, from 17.5 degrees on the left."""
     if not (folder / "metadata.jsonl").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         source, lines = EmojiImages(), []
@@ -85,7 +85,7 @@ def agreement(clips: Tensor) -> dict[str, float]:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--num", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("runs/compare-clips"))
     args = parser.parse_args()

@@ -58,7 +58,8 @@ class UNet(Network):
     token_dim > 0: spatial transformers on cond.tokens; vector_dim > 0: cond.vector joins the time embedding;
     patch: the stem works on patch x patch unshuffled pixels, patch^2 times cheaper; heads > 0: so many everywhere (SD 1: 8), instead of
     heads of head_channels; recompute: stages keep only their input and run again in backward.
-    frames: T > 1 for clips (B, T * in_channels, h, w), each frame a sample of its own but for FrameMixing at the end of every stage.
+    frames: T > 1 for clips (B, T * in_channels, h, w), each frame a sample of its own but for FrameMixing at the end of every stage;
+    shared_noise: how much of the noise's variance the frames have in common, in training and sampling.
     """
 
     def __init__(
@@ -79,13 +80,17 @@ class UNet(Network):
         learn_variance: bool = False,
         recompute: bool = False,
         frames: int = 1,
+        shared_noise: float = 0.0,
     ) -> None:
         super().__init__()
         if bad := [level for level in attention_levels if not 0 <= level < len(multipliers)]:
             raise ValueError(f"attention_levels has {bad[0]}; the UNet's levels are 0 to {len(multipliers) - 1}")
         if frames < 1:
             raise ValueError(f"frames is {frames}; allowed is 1 (images) or more")
+        if not 0 <= shared_noise < 1:
+            raise ValueError(f"shared_noise is {shared_noise}; allowed is 0 to less than 1")
         self.in_channels, self.concat_channels, self.frames = in_channels * frames, concat_channels * frames, frames
+        self.shared_noise = shared_noise
         self.vector_dim, self.token_dim, self.channels, self.patch = vector_dim, token_dim, channels, patch
         self.learn_variance, self.recompute = learn_variance, recompute
         self.multiple = patch * 2 ** (len(multipliers) - 1)

@@ -132,7 +132,7 @@ def _generate(
     draws = [request.noise(shape) for request in requests]
 
     def noise() -> Tensor:
-        return torch.stack([draw() for draw in draws]).to(device)
+        return model.noise(torch.stack([draw() for draw in draws]).to(device))
 
     sigmas = denoiser.schedule.steps(recipe.steps, recipe.spacing)
     learned = LearnedNoise(denoiser, sigmas, noise) if denoiser.network.learn_variance else None
