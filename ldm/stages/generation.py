@@ -19,6 +19,7 @@ from ldm.diffusion.schedule import Spacing
 from ldm.diffusion.tasks import mixture, slerp, windows
 from ldm.diffusion.variance import LearnedNoise
 from ldm.interfaces import Batch, Denoise, Given, Guidance, Sampler, Seen, Task
+from ldm.stages.latents import LatentSpace
 from ldm.stages.model import LatentDiffusion
 
 LANES = 8  # images per network call, the last call padded: arithmetic of another batch size rounds differently
@@ -123,11 +124,8 @@ def _generate(
         x, mask = (y, mask) if task is None else task.canvas(y, mask)
         seen = Seen(x, mask) if model.conditioner.shrinks else None
     if task is not None:
-        sources = [request.source for request in requests if request.source is not None]
-        plain = model.guiding(batch([source.shows for source in sources]))
-        others = [source.other for source in sources if source.other is not None]
-        other = latents.to_latents(torch.stack(others).to(device)) if others else None
-        given = Given(y, x, mask, latents.to_latents(x), plain, latents.decode, other, share)
+        plain = model.guiding(batch([request.source.shows for request in requests if request.source is not None]))
+        given = Given(y, x, mask, latents.to_latents(x), plain, latents.decode, _others(requests, latents), share)
     shape = given.z0.shape[1:] if given else (latents.autoencoder.channels, *latents.shape_of(recipe.size))
     draws = [request.noise(shape) for request in requests]
 
@@ -175,6 +173,12 @@ def _sources(requests: Sequence[Request]) -> tuple[Tensor, Tensor]:
         raise ValueError("this task or model works on an image: give --image FILE")
     masks = [torch.ones_like(source.x[:1]) if source.mask is None else source.mask for source in sources]
     return torch.stack([source.x for source in sources]), torch.stack(masks)
+
+
+def _others(requests: Sequence[Request], latents: LatentSpace) -> Tensor | None:
+    """Latents (B,C,h,w) of the second images, where there are any."""
+    others = [request.source.other for request in requests if request.source is not None and request.source.other is not None]
+    return latents.to_latents(torch.stack(others).to(latents.shift.device)) if others else None
 
 
 class Generation(L.LightningModule):
