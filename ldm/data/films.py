@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
@@ -34,6 +35,17 @@ def _av() -> Any:
     return av
 
 
+@contextmanager
+def _opened(film: Path) -> Iterator[Any]:
+    """A video file's container."""
+    av = _av()
+    try:
+        with av.open(str(film)) as container:
+            yield container
+    except (av.FFmpegError, IndexError) as error:  # without a video stream: IndexError
+        raise ValueError(f"{str(film)!r} cannot be read as a video ({error}): repair it, or take it away") from error
+
+
 def frames_of(film: Path) -> Iterator[Frame]:
     """One after the other; those of a folder in the order of their names.  A file with one image is a film of one frame."""
     if film.is_dir():
@@ -44,13 +56,9 @@ def frames_of(film: Path) -> Iterator[Frame]:
             with Image.open(file) as image:
                 yield Frame(file, 0, as_rgb(image))
     elif film.suffix.lower() in VIDEO:
-        av = _av()
-        try:
-            with av.open(str(film)) as container:
-                for number, frame in enumerate(container.decode(video=0)):
-                    yield Frame(film, number, frame.to_image())
-        except (av.FFmpegError, IndexError) as error:  # no video stream: IndexError
-            raise ValueError(f"{str(film)!r} cannot be read as a video: {error}") from error
+        with _opened(film) as container:
+            for number, frame in enumerate(container.decode(video=0)):
+                yield Frame(film, number, frame.to_image())
     else:
         with Image.open(film) as image:
             for number in range(getattr(image, "n_frames", 1)):
@@ -63,7 +71,7 @@ def count_frames(film: Path) -> int:
     if film.is_dir():
         return sum(file.suffix.lower() in SUFFIXES for file in film.iterdir())
     if film.suffix.lower() in VIDEO:
-        with _av().open(str(film)) as container:
+        with _opened(film) as container:
             return sum(packet.size > 0 for packet in container.demux(video=0))
     with Image.open(film) as image:
         return getattr(image, "n_frames", 1)
@@ -72,7 +80,7 @@ def count_frames(film: Path) -> int:
 def milliseconds_of(film: Path) -> float:
     """Of a frame; 100 where the film does not say."""
     if film.suffix.lower() in VIDEO:
-        with _av().open(str(film)) as container:
+        with _opened(film) as container:
             return 1000 / float(container.streams.video[0].average_rate or 10)
     if film.is_dir():
         return 100.0
