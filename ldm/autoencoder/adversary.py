@@ -59,7 +59,8 @@ LOSSES = {
 
 
 class PatchGAN(Adversary):
-    """A discriminator and how it is used; from optimizer step `start` on, before that it costs nothing.
+    """A discriminator and how it is used; from optimizer step `start` on, before that it costs nothing.  It learns `alone` for so many
+    steps: one that knows nothing yet teaches the generator noise.
 
     weight counts relative to the reconstruction loss: adaptively, the generator's loss is scaled so that its gradient at the
     decoder's last layer is as long as the reconstruction loss' (at most max_scale times; 1 if not adaptive).
@@ -72,6 +73,7 @@ class PatchGAN(Adversary):
         loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge",
         weight: float = 0.5,
         start: int = 0,
+        alone: int = 0,
         adaptive: bool = True,
         max_scale: float = 1e4,
         gradient_penalty: float = 0.0,
@@ -79,7 +81,7 @@ class PatchGAN(Adversary):
         super().__init__()
         self.discriminator = discriminator
         self.real_loss, self.fake_loss, self.generator = LOSSES[loss]
-        self.weight, self.start, self.adaptive, self.max_scale = weight, start, adaptive, max_scale
+        self.weight, self.start, self.alone, self.adaptive, self.max_scale = weight, start, alone, adaptive, max_scale
         self.gradient_penalty = gradient_penalty
 
     def generator_loss(self, reconstruction: Tensor) -> Tensor:

@@ -100,10 +100,13 @@ class AutoencoderStage(TrainingStage):
 
     def _adversarial_loss(self, x: Tensor, reconstruction: Tensor, loss: Tensor, logs: Logs) -> Tensor:
         assert self.adversary is not None
+        told_apart, health = self.adversary.discriminator_loss(x, reconstruction)
+        logs |= health
+        if self.global_step < self.adversary.start + self.adversary.alone:
+            return told_apart
         fooled = self.adversary.generator_loss(reconstruction)
         scale = self.adversary.scale(loss, fooled, self.model.last_layer, x.numel())
-        told_apart, health = self.adversary.discriminator_loss(x, reconstruction)
-        logs |= {"g_loss": fooled, "d_weight": self.adversary.weight * scale, **health}
+        logs |= {"g_loss": fooled, "d_weight": self.adversary.weight * scale}
         return self.adversary.weight * scale * fooled + told_apart
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
