@@ -4,8 +4,9 @@ python tools/compare_clips.py [--steps 2000] [--num 32] [--out runs/compare-clip
 
 Writes a film of each emoji (animated WebP, 8 frames, 5 degrees each), trains configs/finetune/video.yaml on them with the emoji's classes,
 and samples clips.  Neighbouring frames are compared inside the circle that stays in the picture, once as they are, once with the second
-turned back.  Rivals: the films, what the first stage makes of them, and frames of the carried model, each with its own noise or all with
-one.  Writes table.md, table.json, clips.png (a clip per row) and clips.webp.
+turned back.  Rivals: the films, what the first stage makes of them, the model before its training (its frames share noise only), and
+frames of the carried model, each with its own noise or all with one.  Writes table.md, table.json, clips.png (a clip per row) and
+clips.webp.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from ldm.data.films import ClipImages, write_film
 from ldm.data.transforms import as_image, grid
 from ldm.frames import apart, strip
 from ldm.ranges import to_float, to_uint8
+from ldm.stages.diffusion import start_from
 from ldm.stages.generation import Recipe, Request, generate
 
 FRAMES, DEGREES = 8, 5.0
@@ -97,6 +99,9 @@ def main() -> None:
     made = {"films": real, "films through the first stage": latents.to_images(latents.to_latents(real)).clamp(-1, 1)}
     requests = [Request(i, 0, name) for i, name in enumerate(classes)]
     made["clips of the model"] = generate(loaded.model, requests, recipe, loaded.card["classes"], lanes=4)
+    untrained = model_folder.build(model_folder.describe(loaded.model))
+    start_from(untrained, "emoji")
+    made["the same before the training"] = generate(untrained.eval(), requests, recipe, loaded.card["classes"], lanes=4)
     one = generate(images.model, requests, Recipe.of(images.card), images.card["classes"])
     made["frames of the model of images, one noise"] = one.repeat(1, FRAMES, 1, 1)
     several = [Request(i * FRAMES + frame, 0, name) for i, name in enumerate(classes) for frame in range(FRAMES)]
