@@ -4,8 +4,8 @@ python tools/compare_losses.py [--steps 1400] [--out runs/compare-losses]
 
 Writes table.md, table.json and reconstructions.png (held-out emoji; originals, then a row per run).  Lite0 is the network of the
 perceptual loss; rFD and rKID are measured by another one, MobileNetV2.  The autoencoder has convolutions at every size, unlike that of
-configs/autoencoder/emoji.yaml, whose last layer makes patches of 4 x 4 px: an adversarial loss only adds to the seams of these.  The
-discriminator comes at 60 % of the steps.  Runs in the folder that are done are kept.
+configs/autoencoder/emoji.yaml, whose last layer makes patches of 4 x 4 px: there an adversarial loss raised rFD.  The discriminator
+comes at 60 % of the steps.  Runs in the folder that are done are kept.
 """
 
 import argparse
