@@ -59,8 +59,8 @@ LOSSES = {
 
 
 class PatchGAN(Adversary):
-    """A discriminator and how it is used; from optimizer step `start` on, before that it costs nothing.  It learns `alone` for so many
-    steps: one that knows nothing yet teaches the generator noise.
+    """A discriminator and how it is used; from optimizer step `start` on, before that it costs nothing.  For `alone` steps
+    from there only the discriminator learns: one that knows nothing yet teaches the generator noise.
 
     weight counts relative to the reconstruction loss: adaptively, the generator's loss is scaled so that its gradient at the
     decoder's last layer is as long as the reconstruction loss' (at most max_scale times; 1 if not adaptive).

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.datasets import Images, Record
+from ldm.data.datasets import Images, Record, require_folder
 
 N_FFT = 1024
 RANGE_DB = 80.0  # from silence, black, to full scale, white
@@ -105,8 +105,7 @@ class WaveImages(Images):
 
     def __init__(self, path: str, size: int, rate: int, hop: int) -> None:
         root = Path(path).expanduser()
-        if not root.is_dir():
-            raise ValueError(f"data.path is {path!r}, which is not a folder: give a folder of WAV files")
+        require_folder(root, path, "WAV files")
         self.size, self.rate, self.hop = size, rate, hop
         self.pieces: list[tuple[Path, int]] = []
         for file in sorted(p for p in root.rglob("*") if p.suffix.lower() == ".wav"):

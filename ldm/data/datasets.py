@@ -99,8 +99,7 @@ class FolderImages(Images):
         self.size, self.channels, self.window, self.root = size, channels, window, Path(path).expanduser()
         if window is not None and not window[0] < window[1]:
             raise ValueError(f"data.window is {list(window)}; give the value that becomes black, then a greater one that becomes white")
-        if not self.root.is_dir():
-            raise ValueError(f"data.path is {path!r}, which is not a folder: give a folder of images")
+        require_folder(self.root, path, "images")
         metadata = read_metadata(self.root)
         files = sorted(p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not files:
@@ -122,6 +121,12 @@ class FolderImages(Images):
     def fingerprint(self) -> str:
         stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
         return hashlib.sha256(f"{super().fingerprint()} {self.channels} {self.window} {stats}".encode()).hexdigest()
+
+
+def require_folder(root: Path, path: str, what: str) -> None:
+    """what: it should hold; path: as the user gave it."""
+    if not root.is_dir():
+        raise ValueError(f"data.path is {path!r}, which is not a folder: give a folder of {what}")
 
 
 def read_metadata(root: Path) -> dict[str, dict[str, str]] | None:

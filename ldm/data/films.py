@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.data.datasets import SUFFIXES, Images, read_metadata, record_of
+from ldm.data.datasets import SUFFIXES, Images, read_metadata, record_of, require_folder
 from ldm.data.transforms import as_rgb, as_tensor, fit_square
 
 VIDEO = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
@@ -115,31 +115,36 @@ class ClipImages(Images):
         self.size, self.frames, self.stride, self.root, self.channels = size, frames, stride, Path(path).expanduser(), 3 * frames
         if min(frames, stride) < 1:
             raise ValueError(f"data.frames is {frames}, data.stride {stride}; both must be at least 1")
-        if not self.root.is_dir():
-            raise ValueError(f"data.path is {path!r}, which is not a folder: give a folder of films")
-        span, films = (frames - 1) * stride + 1, self._films()
-        lengths = {film: count_frames(film) for film in films}
-        if not (enough := [film for film in films if lengths[film] >= span]):
-            found = f"the longest of {len(films)} films has {max(lengths.values())}" if films else "there are no films"
+        require_folder(self.root, path, "films")
+        span, lengths = (frames - 1) * stride + 1, self._lengths()
+        if not (enough := [film for film, length in lengths.items() if length >= span]):
+            found = f"the longest of {len(lengths)} films has {max(lengths.values())}" if lengths else "there are no films"
             raise ValueError(
                 f"a clip of {frames} frames, every {stride}., needs {span} frames; in {path!r} {found}: give fewer or other films"
             )
-        if len(enough) < len(films):
-            warnings.warn(f"{len(films) - len(enough)} of {len(films)} films have fewer than {span} frames and are left out", stacklevel=2)
+        if len(enough) < len(lengths):
+            warnings.warn(
+                f"{len(lengths) - len(enough)} of {len(lengths)} films have fewer than {span} frames and are left out", stacklevel=2
+            )
         self.places = [(film, start) for film in enough for start in range(0, lengths[film] - span + 1, span)]
         metadata = read_metadata(self.root)
         named = {film: record_of(film.relative_to(self.root), metadata) for film in enough}
         self.records = [replace(named[film], id=f"{named[film].id}#{start}") for film, start in self.places]
 
-    def _films(self) -> list[Path]:
-        films, files = set(), [file for file in self.root.rglob("*") if file.is_file()]
-        for file in files:
+    def _lengths(self) -> dict[Path, int]:
+        """Frames of every film, in the order of their names; each file is opened once."""
+        lengths, folders = dict[Path, int](), set[Path]()
+        for file in self.root.rglob("*"):
             suffix = file.suffix.lower()
-            if suffix in VIDEO or (suffix in ANIMATED and count_frames(file) > 1):
-                films.add(file)
-            elif suffix in SUFFIXES:
-                films.add(file.parent)
-        return sorted(films)
+            if not file.is_file() or suffix not in VIDEO | SUFFIXES:
+                continue
+            count = count_frames(file) if suffix in VIDEO | ANIMATED else 1
+            if suffix in VIDEO or count > 1:
+                lengths[file] = count
+            else:
+                folders.add(file.parent)
+        lengths |= {folder: count_frames(folder) for folder in folders}
+        return dict(sorted(lengths.items()))
 
     def pixels(self, index: int) -> Tensor:
         film, start = self.places[index]

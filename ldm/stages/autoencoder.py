@@ -61,7 +61,7 @@ class AutoencoderStage(TrainingStage):
         self.usage = CodeUsage(autoencoder.num_codes) if autoencoder.num_codes else None
 
     def setup(self, stage: str) -> None:
-        self.require_channels(self.model, "set model.autoencoder.image_channels to {made}")
+        self.require_channels(self.model, f"set model.autoencoder.image_channels to {self.data.channels}")
 
     def on_fit_start(self) -> None:
         unsynced = any(type(module) is nn.BatchNorm2d for module in self.modules())

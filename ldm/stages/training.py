@@ -48,10 +48,10 @@ class TrainingStage(L.LightningModule):
             )
 
     def require_channels(self, autoencoder: Autoencoder, hint: str) -> None:
-        """hint: what to do where the images have other ones; it may name them by {made} and {wanted}."""
+        """hint: what to do where the images have other ones."""
         made, wanted = self.data.channels, autoencoder.image_channels
         if made != wanted:
-            raise ValueError(f"the images have {made} channels, the autoencoder takes {wanted}: {hint.format(made=made, wanted=wanted)}")
+            raise ValueError(f"the images have {made} channels, the autoencoder takes {wanted}: {hint}")
 
     def cache_latents(self, latents: LatentSpace) -> None:
         """Where the data module has a cache: into it."""
