@@ -193,6 +193,9 @@ class Adversary(Buildable, nn.Module, ABC):
     alone: int = 0  # steps from `start` on in which the discriminator learns and the generator does not hear of it
     weight: float  # of the generator's loss
 
+    def check(self, x: Tensor) -> None:
+        """Before training: a ValueError if images of the shape of x (B,3,H,W) are none for the discriminator."""
+
     @abstractmethod
     def generator_loss(self, reconstruction: Tensor) -> Tensor:
         """(), unweighted; gradients reach the reconstruction (B,3,H,W), not the discriminator."""
@@ -208,6 +211,11 @@ class Adversary(Buildable, nn.Module, ABC):
 
 class ReconstructionMetric(nn.Module, ABC):
     """How close reconstructions come to their images, over all ranks; torchmetrics.Metric has the plumbing."""
+
+    @property
+    def made(self) -> dict[str, str | int]:
+        """What decides the figures besides the images: of distances between sets `features` (the network's name), `resize`, `rounding`."""
+        return {}
 
     @abstractmethod
     def update(self, reconstruction: Tensor, x: Tensor) -> None:

@@ -35,10 +35,10 @@ def randomise(module: Any, seed: int = 0, scale: float = 0.1) -> Any:
     return module
 
 
-def stage1(run: Path, *extra: str, data: str = "digits", steps: int = 2) -> list[str]:
+def stage1(run: Path, *extra: str, data: str = "digits", steps: int = 2, command: str = "fit") -> list[str]:
     config = ["-c", f"data/{data}.yaml", "-c", "autoencoder/digits.yaml", "--run", str(run)]
     return [
-        "fit",
+        command,
         *CSV,
         *QUIET,
         *config,

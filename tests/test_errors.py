@@ -5,6 +5,7 @@ import shutil
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import CSV, ldm, stage1, stage2
 from PIL import Image
@@ -67,10 +68,52 @@ def test_more_corrupt_images_than_allowed(photos, tmp_path, capsys) -> None:
         ("--data.val_fraction=2", "val_fraction"),
         ("--data.batch_size=0", "batch_size"),
         ("--ckpt_path=last", "no checkpoint"),
+        ("--trainer.precision=bf16-true", "bf16-mixed"),
+        ("--model.autoencoder.bottleneck.channels=0", "KL has 0 channels"),
+        ("--model.freeze=[encoder,decoder,quant_conv,post_quant_conv]", "nothing is left to train"),
     ],
 )
 def test_wrong_options(tmp_path, capsys, option: str, part: str) -> None:
     fails_with(capsys, stage1(tmp_path, option), part)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--model.autoencoder.channels=24"], ["has shape [16, 12, 3, 3] in the checkpoint", "in this model", "--model.init"]),
+        (["--model.adversary=PatchGAN", "--model.adversary.discriminator=PatchDiscriminator"], ["the checkpoint has no adversary", "init"]),
+    ],
+)
+def test_a_checkpoint_of_another_layout(trained, tmp_path, capsys, options: list[str], parts: list[str]) -> None:
+    for command in ("fit", "validate"):
+        fails_with(capsys, stage1(tmp_path, "--ckpt_path", str(last_of(trained)), *options, command=command), *parts)
+
+
+def last_of(run: Path) -> Path:
+    return run / "autoencoder" / "checkpoints" / "last.ckpt"
+
+
+def test_a_discriminator_for_other_images_is_refused_before_the_first_step(tmp_path, capsys) -> None:
+    adversary = ["--model.adversary=PatchGAN", "--model.adversary.start=1000", "--model.adversary.discriminator=PatchDiscriminator"]
+    fails_with(capsys, stage1(tmp_path, *adversary, "--model.adversary.discriminator.layers=6"), "32x32 px are too small", "fewer layers")
+    fails_with(capsys, stage1(tmp_path, *adversary, "--model.adversary.discriminator.image_channels=2"), "image_channels to 3")
+
+
+def test_a_loss_may_not_flatter_itself(tmp_path, capsys) -> None:
+    pytest.importorskip("timm")
+    (tmp_path / "mine.yaml").write_text(
+        "model: {init_args: {losses: [{class_path: Lite0}], "
+        "metrics: [{class_path: FeatureDistance, init_args: {features: {class_path: Lite0Features}}}]}}"
+    )
+    fails_with(capsys, stage1(tmp_path, "-c", str(tmp_path / "mine.yaml")), "lite0 is in a loss and in a distance")
+
+
+@pytest.mark.filterwarnings("ignore:skipped an image")
+def test_pixels_that_are_no_numbers(photos, tmp_path, capsys) -> None:
+    folder, values = photos(), np.random.default_rng(0).random((40, 40), dtype=np.float32)
+    values[3, 4] = np.nan
+    Image.fromarray(values).save(folder / "cats" / "bad.tiff")
+    fails_with(capsys, folder_run(tmp_path, folder, "--data.max_damaged=0"), "bad.tiff", "not finite numbers")
 
 
 def test_wrong_key_in_yaml(tmp_path, capsys) -> None:

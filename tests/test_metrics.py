@@ -20,7 +20,7 @@ from torch import Tensor
 from ldm.autoencoder.perceptual import LPIPS, Lite0
 from ldm.interfaces import AutoencoderLoss, Features
 from ldm.metrics.distances import Statistics, frechet_distance, kernel_distance
-from ldm.metrics.features import Lite0Features, MobileNetV2
+from ldm.metrics.features import Inception, Lite0Features, MobileNetV2
 from ldm.metrics.reconstruction import FeatureDistance, Perceptual
 from ldm.nn import pretrained
 from ldm.stages.health import CodeUsage, LatentMoments
@@ -158,6 +158,18 @@ class ChannelMeans(Features):
         return images.double().mean((2, 3))
 
 
+def test_kernel_distance_of_more_features_than_a_block_has() -> None:
+    a, b = normal(1500, 3).double(), normal(1100, 3, seed=1).double() + 0.1
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / 3 + 1) ** 3
+
+    wanted = -2 * kernel(a, b).mean()
+    for x in (a, b):
+        wanted = wanted + (kernel(x, x).sum() - kernel(x, x).trace()) / (len(x) * (len(x) - 1))
+    close(kernel_distance(a, b), wanted, 1e-12)
+
+
 def test_feature_distance_of_channel_means() -> None:
     x, y = normal(11, 3, 4, 4).clamp(-1, 1), (0.2 + 0.7 * normal(11, 3, 4, 4, seed=1)).clamp(-1, 1)
     metric = FeatureDistance(ChannelMeans())
@@ -290,16 +302,30 @@ def test_features_do_not_depend_on_the_precision_of_the_run(made: Callable[[], R
     assert torch.equal(features, network(images))
 
 
-@pytest.mark.parametrize("make", [partial(LPIPS, net="squeeze"), Lite0, MobileNetV2, Lite0Features])
+def test_inception_features_are_torch_fidelity_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    with monkeypatch.context() as patch:  # random weights instead of a download
+        patch.setattr(theirs, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(theirs.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        rival = theirs.FeatureExtractorInceptionV3("rival", ["2048"])
+    torch.save(rival.state_dict(), tmp_path / "inception.pth")
+    images = photograph("china.jpg")
+    found = Inception(str(tmp_path / "inception.pth"))(images)
+    assert found.shape == (len(images), 2048)
+    assert torch.equal(found, rival(images)[0])
+
+
+@pytest.mark.parametrize("make", [partial(LPIPS, net="squeeze"), Lite0, MobileNetV2, Lite0Features, Inception])
 @pytest.mark.parametrize("content", ["missing", "garbage", "list", "numbers", "others"])
 def test_wrong_weights_are_said_in_one_sentence(make: Callable[..., object], content: str, tmp_path: Path) -> None:
     pytest.importorskip("timm")
+    pytest.importorskip("torch_fidelity")
     path = tmp_path / "weights.pth"
     if content == "garbage":
         path.write_bytes(b"<html>404</html>")
     elif content != "missing":
         torch.save({"list": [1, 2], "numbers": {"epoch": 3}, "others": {"features.0.weight": torch.zeros(3)}}[content], path)
-    with pytest.raises(ValueError, match=r"of (torchvision's|EfficientNet)"):
+    with pytest.raises(ValueError, match=r"of (torchvision's|EfficientNet|FID's)"):
         make(weights=str(path))
 
 

@@ -199,6 +199,12 @@ def test_two_processes_train_both_stages_and_encode(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr[-2000:]
     latents = model_folder.load(tmp_path / "diffusion" / "model").model.latents
     assert int(latents.count) == 1617
+    found = []
+    for options in ([], ddp):  # an odd number of held-out images, in uneven shares
+        assert ldm(*stage1(tmp_path, "--ckpt_path=last", *options, "--data.val_fraction=0.0095", command="validate")).returncode == 0
+        found.append(json.loads((tmp_path / "autoencoder" / "validate.json").read_text()))
+    assert (found[0].pop("n"), found[0].pop("size"), found[0].pop("made")) == (17, 32, [])
+    assert found[0] == pytest.approx({name: found[1][name] for name in found[0]}, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])

@@ -144,7 +144,7 @@ def test_before_its_start_the_adversary_costs_and_changes_nothing(accumulate: in
     assert len(each.seen) == steps * accumulate
     for batch, (global_step, calls, known, unchanged, _) in enumerate(each.seen):
         assert global_step == (batch + 1) // accumulate, "a step of both networks is one step"
-        assert calls == 3 * max(0, batch + 1 - start * accumulate), "real, fake, and fake for the generator"
+        assert calls == 1 + 3 * max(0, batch + 1 - start * accumulate), "the check, then real, fake, and fake for the generator"
         assert known == (global_step > start)
         assert unchanged == (global_step <= start)
     alone = toy()

@@ -35,7 +35,7 @@ class PatchDiscriminator(Discriminator):
         for (before, after), stride in zip(pairwise(widths), [2] * (layers - 1) + [1], strict=True):
             parts += [nn.Conv2d(before, after, 4, stride, 1, bias=norm in ("group", "none")), NORMS[norm](after), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, 1, 1))
-        self.smallest = 2**layers * 3  # px, below which no patch is left
+        self.image_channels, self.smallest = image_channels, 2**layers * 3  # px, below which no patch is left
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)
@@ -43,6 +43,10 @@ class PatchDiscriminator(Discriminator):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != self.image_channels:
+            raise ValueError(
+                f"images of {x.shape[1]} channels, a discriminator for {self.image_channels}: set its image_channels to {x.shape[1]}"
+            )
         if min(x.shape[2:]) < self.smallest:
             raise ValueError(
                 f"images of {x.shape[3]}x{x.shape[2]} px are too small for this discriminator: {self.smallest} px, or fewer layers"
@@ -83,6 +87,12 @@ class PatchGAN(Adversary):
         self.real_loss, self.fake_loss, self.generator = LOSSES[loss]
         self.weight, self.start, self.alone, self.adaptive, self.max_scale = weight, start, alone, adaptive, max_scale
         self.gradient_penalty = gradient_penalty
+
+    @torch.no_grad()
+    def check(self, x: Tensor) -> None:
+        training = self.training
+        self.eval().discriminator(x)
+        self.train(training)
 
     def generator_loss(self, reconstruction: Tensor) -> Tensor:
         fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}

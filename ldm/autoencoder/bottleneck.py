@@ -47,6 +47,8 @@ class KL(Bottleneck):
 
     def __init__(self, channels: int = 4, weight: float = 1e-6) -> None:
         super().__init__()
+        if channels < 1 or weight < 0:
+            raise ValueError(f"KL has {channels} channels and weight {weight}; allowed are 1 channel or more and a weight of 0 or more")
         self.channels, self.moment_channels, self.weight = channels, 2 * channels, weight
 
     def posterior(self, moments: Tensor) -> DiagonalGaussian:
@@ -110,8 +112,11 @@ class VQ(Discrete):
         normalise: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        if num_codes < 2 or not 0 <= decay <= 1:
-            raise ValueError(f"a codebook of {num_codes} codes with decay {decay}; allowed are 2 codes or more and a decay of 0 to 1")
+        if num_codes < 2 or channels < 1 or not 0 <= decay <= 1:
+            raise ValueError(
+                f"a codebook of {num_codes} codes of {channels} channels with decay {decay}; "
+                "allowed are 2 codes or more, 1 channel or more, and a decay of 0 to 1"
+            )
         self.channels, self.moment_channels, self.num_codes = channels, channels, num_codes
         self.commitment, self.decay, self.restart, self.normalise = commitment, decay, restart, normalise
         values = torch.randn(num_codes, channels)

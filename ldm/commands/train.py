@@ -126,7 +126,9 @@ def evaluate(cli: CLI, command: str) -> int:
     if cli.trainer.is_global_zero:
         target = Path(cli.trainer.default_root_dir) / f"{command}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(results[0], indent=1))
+        made = [metric.made for metric in getattr(cli.model, "metrics", []) if metric.made]
+        facts = {**results[0], "n": len(cli.datamodule.sets[1]), "size": cli.datamodule.size, "made": made}
+        target.write_text(json.dumps(facts, indent=1))
         print(f"written to {target}")
     return 0
 
@@ -136,6 +138,8 @@ def main(command: str, arguments: list[str]) -> int:
     try:
         cli = parse(arguments)
         require_writable(Path(cli.trainer.default_root_dir))
+        if (precision := str(cli.trainer.precision)).endswith("-true") and precision != "32-true":
+            raise ValueError(f"trainer.precision is {precision}; allowed are 32-true, bf16-mixed and 16-mixed")
         if command == "fit":
             return fit(cli)
         return encode(cli) if command == "encode" else evaluate(cli, command)

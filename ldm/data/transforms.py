@@ -18,6 +18,8 @@ def as_rgb(image: Image.Image, background: str | None = "white", window: tuple[f
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey arrives as I;16 or I
         values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("it has pixels that are not finite numbers")
         small = image.mode != "I;16" and values.max() <= 255
         scale = 1 / 257 if not small else 255 if image.mode == "F" and values.max() <= 1 else 1
         scaled = values * scale if window is None else (values - window[0]) * (255 / (window[1] - window[0]))

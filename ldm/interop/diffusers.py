@@ -18,28 +18,66 @@ NAMES = {
     "first.norm": "norm1", "first.conv": "conv1", "second.norm": "norm2", "second.conv": "conv2", "skip": "conv_shortcut",
     "norm": "group_norm", "out": "to_out.0", "conv": "conv",
 }  # fmt: skip
+STEADY = 1000.0  # uses per step that a code of theirs counts for: it moves only as the average forgets these
 OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # before diffusers 0.15
 
 
 def load_autoencoder(folder: str | Path) -> ConvAutoencoder:
     """From a folder with config.json and diffusion_pytorch_model.safetensors."""
     folder = Path(folder)
+    config, theirs = read(folder)
+    try:
+        model = build(config)
+        renamed = dict(renaming(len(config["block_out_channels"]), config["layers_per_block"], attention_levels(config)))
+    except KeyError as error:
+        raise ValueError(f"{folder / 'config.json'} is not that of an autoencoder of diffusers: it has no {error.args[0]}") from error
+    for old, new in OLD_NAMES.items():
+        theirs = {name.replace(old, new): tensor for name, tensor in theirs.items()}
+    state, left = {}, dict(theirs)
+    for name, ours in model.state_dict().items():
+        if name.startswith("bottleneck."):
+            state[name] = ours
+            continue
+        wanted = find(name, renamed)
+        if missing := [key for key in wanted if key not in theirs]:
+            raise ValueError(f"{folder / WEIGHTS} has no {missing[0]}: it does not fit the config.json beside it")
+        found = torch.cat([theirs[key] for key in wanted])
+        state[name] = fitting(found, ours, wanted[0], folder).reshape(ours.shape)
+        for key in wanted:
+            left.pop(key, None)
+    if isinstance(model.bottleneck, VQ) and (codes := left.pop("quantize.embedding.weight", None)) is not None:
+        codes = fitting(codes, model.bottleneck.values, "quantize.embedding.weight", folder)
+        often = torch.full_like(model.bottleneck.used, STEADY)
+        state |= {"bottleneck.values": codes, "bottleneck.used": often, "bottleneck.sums": STEADY * codes}
+    if left:
+        raise ValueError(
+            f"{folder / WEIGHTS} has {min(left)}, of which the config.json beside it does not speak: they do not belong together"
+        )
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and weights."""
     for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"{str(folder)!r} is not an autoencoder of diffusers: it has no {name}")
-    config, theirs = json.loads((folder / "config.json").read_text()), safetensors.torch.load_file(folder / WEIGHTS)
-    model = build(config)
-    attended = attention_levels(config)
-    for old, new in OLD_NAMES.items():
-        theirs = {name.replace(old, new): tensor for name, tensor in theirs.items()}
-    renamed = dict(renaming(len(config["block_out_channels"]), config["layers_per_block"], attended))
-    state = {}
-    for name, ours in model.state_dict().items():
-        state[name] = find(name, renamed, theirs).reshape(ours.shape) if not name.startswith("bottleneck.") else ours
-    if "quantize.embedding.weight" in theirs:
-        state["bottleneck.values"] = theirs["quantize.embedding.weight"]
-    model.load_state_dict(state)
-    return model.eval()
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    try:
+        return config, safetensors.torch.load_file(folder / WEIGHTS)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
+
+
+def fitting(found: Tensor, ours: Tensor, name: str, folder: Path) -> Tensor:
+    """found, which may be a matrix where ours is a convolution of one pixel, or the other way round."""
+    a, b = ([size for size in tensor.shape if size > 1] for tensor in (found, ours))
+    if a != b:
+        raise ValueError(f"{folder / WEIGHTS} has {name} of shape {list(found.shape)}, but its config.json asks for {list(ours.shape)}")
+    return found
 
 
 def attention_levels(config: dict[str, Any]) -> list[int]:
@@ -89,17 +127,13 @@ def renaming(levels: int, num_blocks: int, attended: list[int]) -> Iterator[tupl
             yield f"{side}.layers.{middle}.{place}", f"{side}.mid_block.{name}"
 
 
-def find(name: str, renamed: dict[str, str], theirs: dict[str, Tensor]) -> Tensor:
-    """The tensor that is called `name` here."""
+def find(name: str, renamed: dict[str, str]) -> list[str]:
+    """What they call the tensor that is called `name` here; several are one after the other."""
     module, kind = name.rsplit(".", 1)
     ours = max((key for key in renamed if f"{module}.".startswith(f"{key}.")), key=len, default=None)
     if ours is None:
-        wanted = [name]  # quant_conv, post_quant_conv
-    elif ours == module:
-        wanted = [f"{renamed[ours]}.{kind}"]
-    else:
-        part = module.removeprefix(f"{ours}.")
-        wanted = [f"{renamed[ours]}.{n}.{kind}" for n in (("to_q", "to_k", "to_v") if part == "qkv" else (NAMES[part],))]
-    if missing := [key for key in wanted if key not in theirs]:
-        raise ValueError(f"the weights have no {missing[0]}: they do not fit their config.json")
-    return torch.cat([theirs[key] for key in wanted])
+        return [name]  # quant_conv, post_quant_conv
+    if ours == module:
+        return [f"{renamed[ours]}.{kind}"]
+    part = module.removeprefix(f"{ours}.")
+    return [f"{renamed[ours]}.{n}.{kind}" for n in (("to_q", "to_k", "to_v") if part == "qkv" else (NAMES[part],))]

@@ -60,11 +60,12 @@ def kernel_distance(a: Tensor, b: Tensor) -> Tensor:
     """
     a, b = a.double(), b.double()
 
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / x.shape[1] + 1) ** 3
+    def total(x: Tensor, y: Tensor) -> Tensor:
+        parts = [((part @ y.T / x.shape[1] + 1) ** 3).sum() for part in x.split(1024)]  # all pairs of 50,000 need 20 GB
+        return torch.stack(parts).sum()
 
     def among(x: Tensor) -> Tensor:
-        values = kernel(x, x)
-        return (values.sum() - values.trace()) / (len(x) * (len(x) - 1))
+        alone = (x.square().sum(1) / x.shape[1] + 1) ** 3
+        return (total(x, x) - alone.sum()) / (len(x) * (len(x) - 1))
 
-    return among(a) + among(b) - 2 * kernel(a, b).mean()
+    return among(a) + among(b) - 2 * total(a, b) / (len(a) * len(b))

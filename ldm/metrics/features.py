@@ -68,9 +68,12 @@ class Inception(Features):
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
-            raise ValueError("Inception features need the package torch-fidelity: pip install torch-fidelity") from error
-        read(weights, "FID's Inception network")
-        self.network = Frozen(FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights))
+            raise ValueError("Inception features need the package torch-fidelity: pip install 'ldm[eval]'") from error
+        read(weights, "FID's Inception network")  # without executing code, as torch-fidelity would
+        try:
+            self.network = Frozen(FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights))
+        except RuntimeError as error:
+            raise ValueError(f"{weights} does not hold the weights of FID's Inception network") from error
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

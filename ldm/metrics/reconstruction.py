@@ -22,6 +22,10 @@ class FeatureDistance(Metric, ReconstructionMetric):
         self.add_state("images", [], dist_reduce_fx="cat")
         self.add_state("reconstructions", [], dist_reduce_fx="cat")
 
+    @property
+    def made(self) -> dict[str, str | int]:
+        return {"features": self.features.name, "resize": self.features.resize, "rounding": "uint8"}
+
     def update(self, reconstruction: Tensor, x: Tensor) -> None:
         for held, pixels in ((self.images, x), (self.reconstructions, reconstruction)):
             held.append(self.features(to_uint8(pixels)))

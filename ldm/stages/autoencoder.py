@@ -43,6 +43,11 @@ class AutoencoderStage(TrainingStage):
     ) -> None:
         super().__init__()
         self.model = autoencoder
+        own = {loss.name for loss in losses if isinstance(loss, AutoencoderLoss)}
+        if flattered := sorted(own & {metric.made.get("features") for metric in metrics if isinstance(metric, ReconstructionMetric)}):
+            raise ValueError(
+                f"the network {flattered[0]} is in a loss and in a distance of metrics, which it would flatter: choose another"
+            )
         if init is not None:
             model_folder.load_weights(autoencoder, first_stage_of(init).state_dict(), init)
         for parameter in parameters_of(autoencoder, freeze, "freeze"):
@@ -56,12 +61,14 @@ class AutoencoderStage(TrainingStage):
         self.log_variance = nn.Parameter(torch.zeros(()), requires_grad=learn_variance)
         self.optimizer, self.discriminator_optimizer, self.seed = optimizer, discriminator_optimizer or optimizer, seed
         self.psnr = PeakSignalNoiseRatio(data_range=2.0, reduction="elementwise_mean", dim=(1, 2, 3))
-        self.ssim = StructuralSimilarityIndexMeasure(data_range=2.0)
+        self.ssim, self.held_out_error = StructuralSimilarityIndexMeasure(data_range=2.0), self.mean()
         self.metrics, self.latents = nn.ModuleList(metrics), LatentMoments(autoencoder.channels)
         self.usage = CodeUsage(autoencoder.num_codes) if autoencoder.num_codes else None
 
     def setup(self, stage: str) -> None:
         self.require_channels(self.model, f"set model.autoencoder.image_channels to {self.data.channels}")
+        if self.adversary is not None:
+            self.adversary.check(torch.zeros(1, self.data.channels, self.data.size, self.data.size, device=self.device))
 
     def on_fit_start(self) -> None:
         unsynced = any(type(module) is nn.BatchNorm2d for module in self.modules())
@@ -135,7 +142,8 @@ class AutoencoderStage(TrainingStage):
         if self.usage is not None:
             self.usage.update(self.model.codes(z))
         self.log_dict({"val/psnr": self.psnr, "val/ssim": self.ssim}, prog_bar=True, on_epoch=True, batch_size=len(x))
-        self.log("val/reconstruction", self.error(reconstruction, x), on_epoch=True, sync_dist=True, batch_size=len(x))
+        self.held_out_error(self.error(reconstruction, x, reduction="none").flatten(1).mean(1))
+        self.log("val/reconstruction", self.held_out_error, on_epoch=True, batch_size=len(x))
 
     def on_validation_epoch_end(self) -> None:
         metrics: list[Any] = [*self.metrics, self.latents, *([self.usage] if self.usage else [])]
@@ -154,5 +162,5 @@ class AutoencoderStage(TrainingStage):
         generator = [p for p in (*self.model.parameters(), self.log_variance) if p.requires_grad]
         parts = [Part(generator, self.optimizer)]
         if self.adversary is not None:
-            parts.append(Part(self.adversary.parameters(), self.discriminator_optimizer, self.adversary.start))
+            parts.append(Part(list(self.adversary.parameters()), self.discriminator_optimizer, self.adversary.start))
         return configure(parts, self.trainer.max_steps)

@@ -35,25 +35,25 @@ class ClassifierStage(TrainingStage):
         self.model = NoisyClassifier(found.latents.autoencoder, network, found.denoiser.schedule)
         self.model.latents.load_state_dict(found.latents.state_dict())
         self.times, self.optimizer, self.seed = times, optimizer, seed
+        self.held_out_loss, self.held_out_accuracy = self.mean(), self.mean()
 
     def on_fit_start(self) -> None:
         self.require_classes("network", self.model.network.num_classes)
         self.cache_latents(self.model.latents)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and accuracy, () each, over the images that have a class."""
+        """Cross-entropy and accuracy, (K,) each, of the K images that have a class."""
         latents, schedule, label = self.model.latents, self.model.schedule, batch["label"]
         posterior = posterior_of(latents, batch)
         z0 = latents.to_latents(posterior, torch.randn_like(posterior.mode()))
         sigma = schedule.sigma(self.times.sample(torch.rand(len(z0), device=z0.device, dtype=torch.float64), schedule))
-        logits, known = self.model.logits(z0 + sigma.view(-1, 1, 1, 1).to(z0) * torch.randn_like(z0), sigma), label >= 0
-        error = F.cross_entropy(logits, label.where(known, 0), reduction="none")
-        count = known.sum().clamp(min=1)
-        return (error * known).sum() / count, (logits.argmax(1) == label).sum() / count
+        known = label >= 0
+        logits, label = self.model.logits(z0 + sigma.view(-1, 1, 1, 1).to(z0) * torch.randn_like(z0), sigma)[known], label[known]
+        return F.cross_entropy(logits, label, reduction="none"), (logits.argmax(1) == label).float()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.seed_step(batch_idx)
-        loss, accuracy = self._loss(batch)
+        loss, accuracy = (each.sum() / max(1, len(each)) for each in self._loss(batch))
         self.log_dict({"train/loss": loss, "train/accuracy": accuracy}, prog_bar=True, batch_size=len(batch["id"]))
         return loss
 
@@ -63,8 +63,10 @@ class ClassifierStage(TrainingStage):
             return
         with self.fixed_noise(batch_idx):
             loss, accuracy = self._loss(batch)
-        options: dict[str, Any] = {"prog_bar": True, "on_epoch": True, "sync_dist": True, "batch_size": len(batch["id"])}
-        self.log_dict({"val/loss": loss, "val/accuracy": accuracy}, **options)
+        self.held_out_loss(loss)
+        self.held_out_accuracy(accuracy)
+        found = {"val/loss": self.held_out_loss, "val/accuracy": self.held_out_accuracy}
+        self.log_dict(found, prog_bar=True, on_epoch=True, batch_size=len(batch["id"]))
 
     test_step = validation_step
 

@@ -50,7 +50,7 @@ class DiffusionStage(TrainingStage):
         if init is not None:
             start_from(self.model, init)
         self.objective, self.drop, self.optimizer, self.seed = objective, drop, optimizer, seed
-        self.recipe = Recipe(sampler, guidance, sampling_steps)
+        self.recipe, self.held_out_loss = Recipe(sampler, guidance, sampling_steps), self.mean()
 
     def on_fit_start(self) -> None:
         """Cache the latents, if the data module has a cache; measure them, unless a checkpoint brought the statistics."""
@@ -126,7 +126,8 @@ class DiffusionStage(TrainingStage):
         if not batch["id"]:
             return
         with self.fixed_noise(batch_idx):
-            self.log("val/loss", self._loss(batch, 0.0).mean(), prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(batch["id"]))
+            self.held_out_loss(self._loss(batch, 0.0))
+        self.log("val/loss", self.held_out_loss, prog_bar=True, on_epoch=True, batch_size=len(batch["id"]))
 
     test_step = validation_step
 

@@ -1,7 +1,7 @@
 """The optimizer both stages share."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -33,7 +33,7 @@ class AdamW:
 class Part(NamedTuple):
     """Parameters with settings of their own, trained from a step on."""
 
-    parameters: Iterable[nn.Parameter]
+    parameters: Sequence[nn.Parameter]
     settings: AdamW
     start: int = 0
 
@@ -44,11 +44,12 @@ class Part(NamedTuple):
 def configure(parts: Iterable[Part], max_steps: int) -> dict[str, Any]:
     """One optimizer with a parameter group per part, as LightningModule.configure_optimizers returns it."""
     parts = list(parts)
+    if not parts[0].parameters:
+        raise ValueError("nothing is left to train: freeze less")
     if max_steps < 1 and any(part.settings.decay == "cosine" for part in parts):
         raise ValueError("decay 'cosine' needs trainer.max_steps: set it, or use decay 'constant'")
     groups = [
-        {"params": list(p.parameters), "lr": p.settings.lr, "betas": p.settings.betas, "weight_decay": p.settings.weight_decay}
-        for p in parts
+        {"params": p.parameters, "lr": p.settings.lr, "betas": p.settings.betas, "weight_decay": p.settings.weight_decay} for p in parts
     ]
     optimizer = torch.optim.AdamW(groups, fused=True)
     factors: list[Callable[[int], float]] = [partial(part.factor, max_steps=max_steps) for part in parts]

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import nn
+from torchmetrics import MeanMetric
 
 from ldm import model_folder
 from ldm.interfaces import Autoencoder, Batch, Posterior, TrainingData
@@ -37,6 +38,14 @@ class TrainingStage(L.LightningModule):
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(batch_idx)
             yield
+
+    @staticmethod
+    def mean() -> MeanMetric:
+        """Of (B,) values, over all held-out images of all ranks, however many each has (Lightning's own rounds the number per rank).
+
+        nan_strategy "disable" keeps NaN visible, but ignores weights: give it a value per image.
+        """
+        return MeanMetric(nan_strategy="disable")
 
     def require_classes(self, part: str, wanted: int, hint: str = "") -> None:
         """part: the model's one that has so many classes."""
@@ -77,6 +86,18 @@ class TrainingStage(L.LightningModule):
         """Facts that a model folder keeps beside the weights."""
         data = self.data
         return {"stage": type(self).__name__, "classes": list(data.classes), "size": int(data.size), "steps": int(self.trainer.global_step)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Says which of its weights do not fit."""
+        found, own = checkpoint["state_dict"], self.state_dict()
+        hint = "give the configs and options that it was trained with, or start a new run from it with --model.init"
+        if missing := [name for name in own if name not in found]:
+            raise ValueError(f"the checkpoint has no {missing[0]}, which this model has: {hint}")
+        for name, value in found.items():
+            if name not in own:
+                raise ValueError(f"the checkpoint has {name}, which this model does not have: {hint}")
+            if value.shape != own[name].shape:
+                raise ValueError(f"{name} has shape {list(value.shape)} in the checkpoint, {list(own[name].shape)} in this model: {hint}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The model's description goes into the checkpoint, so that it can be rebuilt from it alone."""
