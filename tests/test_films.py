@@ -1,5 +1,6 @@
 """Clips: films in and out, the autoencoder and the UNet of frames, and models of clips from the command line."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from conftest import TINY_DIFFUSION, normal, randomise
 from PIL import Image
+from torch import nn
 
 from ldm import model_folder
 from ldm.autoencoder.bottleneck import KL
@@ -17,6 +19,7 @@ from ldm.data.films import ClipImages, count_frames, frames_of, milliseconds_of,
 from ldm.degradations import LUMA, Grey
 from ldm.frames import apart, shared, strip, together
 from ldm.interfaces import Cond
+from ldm.nn.attention import attend, attend_within
 from ldm.nn.frames import FrameMixing
 from ldm.nn.unet import UNet
 from ldm.stages.clips import FrameStack
@@ -129,27 +132,23 @@ def test_a_stack_is_the_autoencoder_of_images_on_every_frame() -> None:
 
 
 @pytest.mark.parametrize(("token_dim", "learn_variance"), [(0, False), (6, True)])
-def test_a_unet_of_clips_begins_as_that_of_images_on_every_frame(token_dim: int, learn_variance: bool) -> None:
+def test_a_unet_of_clips_begins_as_that_of_images_where_frames_are_alike(token_dim: int, learn_variance: bool) -> None:
     arguments = {"in_channels": 2, "channels": 16, "multipliers": [1, 2], "num_blocks": 1, "attention_levels": [1], "vector_dim": 8}
     arguments |= {"token_dim": token_dim, "learn_variance": learn_variance, "concat_channels": 1}
     images, clips = randomise(UNet(**arguments)), UNet(**arguments, frames=3)
     assert (clips.in_channels, clips.concat_channels) == (6, 3)
     assert not clips.load_state_dict(images.state_dict(), strict=False).unexpected_keys
-    x, t, concat = normal(2, 6, 8, 8), torch.tensor([3.0, 700.0]), normal(2, 3, 8, 8, seed=1)
+    x, t, concat = normal(2, 2, 8, 8), torch.tensor([3.0, 700.0]), normal(2, 1, 8, 8, seed=1)
     known = Cond(normal(2, 8), normal(2, 4, 6) if token_dim else None, torch.ones(2, 4, dtype=torch.bool) if token_dim else None)
-    each = [
-        images(x[:, 2 * i : 2 * i + 2], t, Cond(known.vector, known.tokens, known.mask, concat[:, i : i + 1])).chunk(
-            1 + learn_variance, dim=1
-        )
-        for i in range(3)
-    ]
-    wanted = torch.cat([part for parts in zip(*each, strict=True) for part in parts], dim=1)
-    found = clips(x, t, Cond(known.vector, known.tokens, known.mask, concat))
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    wanted = images(x, t, replace(known, concat=concat)).chunk(1 + learn_variance, dim=1)
+    known = replace(known, concat=concat.repeat(1, 3, 1, 1))
+    alike = clips(x.repeat(1, 3, 1, 1), t, known)
+    torch.testing.assert_close(alike, torch.cat([part.repeat(1, 3, 1, 1) for part in wanted], dim=1), rtol=1e-5, atol=1e-5)
+    moved = clips(torch.cat([x, x, normal(2, 2, 8, 8, seed=2)], dim=1), t, known)
+    assert (moved - alike)[:, :2].abs().max() > 1e-4, "frames know of each other from the start"
     randomise(clips)
-    moved = clips(torch.cat([x[:, :4], normal(2, 2, 8, 8, seed=2)], dim=1), t, Cond(known.vector, known.tokens, known.mask, concat))
-    still = clips(x, t, Cond(known.vector, known.tokens, known.mask, concat))
-    assert (moved - still)[:, :2].abs().max() > 1e-4, "a trained one lets frames know of each other"
+    frames = clips(x.repeat(1, 3, 1, 1), t, known)[:, :6].unflatten(1, (3, 2))
+    assert (frames[:, 1:] - frames[:, :1]).abs().amax((0, 2, 3, 4)).min() > 1e-4, "a trained one knows which frame it makes"
     with pytest.raises(ValueError, match="frames is 0; allowed is 1"):
         UNet(**arguments, frames=0)
     with pytest.raises(ValueError, match="shared_noise is 1; allowed is 0 to less than 1"):
@@ -164,17 +163,24 @@ def test_grey_is_that_of_each_frame() -> None:
     assert torch.equal(Grey()(clips[:, :1]).round(decimals=5), clips[:, :1].round(decimals=5))
 
 
-@pytest.mark.parametrize("heads", [0, 2])
-def test_frames_are_mixed_at_each_position_by_itself_and_their_order_matters(heads: int) -> None:
-    mixing, x = randomise(FrameMixing(8, 4, heads)), normal(8, 8, 3, 5)
+def test_frames_are_mixed_with_their_neighbours_at_each_position_by_itself() -> None:
+    mixing, x = randomise(FrameMixing(8, 4, 1e-5)), normal(8, 8, 3, 5)
+    mixing.norm = nn.Identity()
     changed = x.clone()
     changed[2, 0, 1, 2] += 1  # the third frame of the first clip at one place
     differs = (mixing(changed) - mixing(x)).abs().amax(1) > 1e-6
     reached = torch.zeros(8, 3, 5, dtype=torch.bool)
-    reached[slice(0, 4) if heads else slice(1, 4), 1, 2] = True
+    reached[1:4, 1, 2] = True
     assert torch.equal(differs, reached)
     order = torch.tensor([1, 0, 2, 3, 4, 5, 6, 7])
     assert (mixing(x[order]) - mixing(x)[order]).abs().max() > 1e-3
+
+
+def test_attention_within_a_clip_is_that_of_one_long_image() -> None:
+    qkv = normal(6, 5, 24)
+    wanted = attend(*qkv.unflatten(0, (2, 3)).flatten(1, 2).chunk(3, dim=2), heads=2)
+    torch.testing.assert_close(attend_within(qkv, 2, frames=3).reshape(2, 15, 8), wanted)
+    torch.testing.assert_close(attend_within(qkv, 2), attend(*qkv.chunk(3, dim=2), heads=2))
 
 
 def test_a_model_of_clips_starts_as_the_model_of_images(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,8 +192,8 @@ def test_a_model_of_clips_starts_as_the_model_of_images(trained: Path, capsys: p
     start_from(new, str(path))
     told = capsys.readouterr().out
     assert "more; not used of it: nothing" in told
-    assert all("frames" in name for name in told.split("not in it: ")[1].split(" and ")[0].split(", "))
-    x, sigma = normal(1, 12, 16, 16), torch.tensor(2.0)
+    assert all("frame" in name for name in told.split("not in it: ")[1].split(" and ")[0].split(", "))
+    x, sigma = normal(1, 3, 16, 16).repeat(1, 4, 1, 1), torch.tensor(2.0)
     z = new.latents.to_latents(x)
     torch.testing.assert_close(z[:, 2:4], old.latents.to_latents(x[:, 3:6]))
     cond = Cond(normal(1, old.conditioner.vector_dim))

@@ -14,12 +14,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = No
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask).transpose(1, 2).flatten(2)
 
 
-class SelfAttention(nn.Module):
-    """x + out(attention(norm(x))) over the h*w positions of x (B,C,h,w)."""
+def attend_within(qkv: Tensor, heads: int, frames: int = 1) -> Tensor:
+    """qkv (B*T,L,3*D) -> (B*T,L,D): every position sees all T*L of its clip (3D full attention, arXiv:2408.06072); T = 1 is an image."""
+    q, k, v = qkv.unflatten(0, (-1, frames)).flatten(1, 2).chunk(3, dim=2)
+    return attend(q, k, v, heads).unflatten(1, (frames, -1)).flatten(0, 1)
 
-    def __init__(self, channels: int, heads: int, zero_init: bool = False, eps: float = 1e-6) -> None:
+
+class SelfAttention(nn.Module):
+    """x + out(attention(norm(x))) over the h*w positions of x (B,C,h,w), or over those of all frames of a clip, x (B*T,C,h,w)."""
+
+    def __init__(self, channels: int, heads: int, zero_init: bool = False, eps: float = 1e-6, frames: int = 1) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.frames = heads, frames
         self.norm = group_norm(channels, eps)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
@@ -28,17 +34,16 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)
-        q, k, v = self.qkv(tokens).chunk(3, dim=2)
-        mixed = self.out(attend(q, k, v, self.heads))
+        mixed = self.out(attend_within(self.qkv(tokens), self.heads, self.frames))
         return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention to tokens, GEGLU feed-forward, each pre-normalised and residual."""
 
-    def __init__(self, channels: int, heads: int, token_dim: int, dropout: float = 0.0) -> None:
+    def __init__(self, channels: int, heads: int, token_dim: int, dropout: float = 0.0, frames: int = 1) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.frames = heads, frames
         self.norm_self, self.norm_cross, self.norm_ff = (nn.LayerNorm(channels) for _ in range(3))
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.self_out = nn.Linear(channels, channels)
@@ -50,8 +55,7 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(self.norm_self(x)).chunk(3, dim=2)
-        x = x + self.dropout(self.self_out(attend(q, k, v, self.heads)))
+        x = x + self.dropout(self.self_out(attend_within(self.qkv(self.norm_self(x)), self.heads, self.frames)))
         k, v = self.kv(tokens).chunk(2, dim=2)
         x = x + self.dropout(self.cross_out(attend(self.q(self.norm_cross(x)), k, v, self.heads, mask)))
         values, gate = self.ff_in(self.norm_ff(x)).chunk(2, dim=2)
@@ -61,11 +65,11 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """LDM's transformer over positions with cross-attention to tokens (arXiv:2112.10752, section 3.3)."""
 
-    def __init__(self, channels: int, heads: int, token_dim: int, depth: int = 1, dropout: float = 0.0) -> None:
+    def __init__(self, channels: int, heads: int, token_dim: int, depth: int = 1, dropout: float = 0.0, frames: int = 1) -> None:
         super().__init__()
         self.norm = group_norm(channels, 1e-6)
         self.proj_in = nn.Linear(channels, channels)
-        self.blocks = nn.ModuleList(TransformerBlock(channels, heads, token_dim, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(channels, heads, token_dim, dropout, frames) for _ in range(depth))
         self.proj_out = zero(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:

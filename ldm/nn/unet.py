@@ -58,7 +58,8 @@ class UNet(Network):
     token_dim > 0: spatial transformers on cond.tokens; vector_dim > 0: cond.vector joins the time embedding;
     patch: the stem works on patch x patch unshuffled pixels, patch^2 times cheaper; heads > 0: so many everywhere (SD 1: 8), instead of
     heads of head_channels; recompute: stages keep only their input and run again in backward.
-    frames: T > 1 for clips (B, T * in_channels, h, w), each frame a sample of its own but for FrameMixing at the end of every stage;
+    frames: T > 1 for clips (B, T * in_channels, h, w): self-attention sees all frames, FrameMixing ends every stage, and the time
+    embedding says which frame it is; the last two begin as nothing, so that frames that are alike come out as by a UNet of images.
     shared_noise: how much of the noise's variance the frames have in common, in training and sampling.
     """
 
@@ -97,11 +98,12 @@ class UNet(Network):
         embed_dim, area = 4 * channels, patch**2
         self.time_embed = nn.Sequential(nn.Linear(channels, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
         self.vector_embed = nn.Linear(vector_dim, embed_dim) if vector_dim else None
+        self.frame_embed = nn.Parameter(torch.zeros(frames, embed_dim)) if frames > 1 else None
 
         def attention(width: int, count: int) -> nn.Module:
             if token_dim:
-                return SpatialTransformer(width, count, token_dim, dropout=dropout)
-            return SelfAttention(width, count, zero_init=True, eps=EPS)
+                return SpatialTransformer(width, count, token_dim, dropout=dropout, frames=frames)
+            return SelfAttention(width, count, zero_init=True, eps=EPS, frames=frames)
 
         def stage(ins: int, outs: int, attends: bool, upsample: bool = False) -> Stage:
             count = (heads or max(1, outs // head_channels)) if attends else 0
@@ -109,7 +111,7 @@ class UNet(Network):
                 ResBlock(ins, outs, embed_dim, dropout, scale_shift, zero_init=True, eps=EPS),
                 attention(outs, count) if attends else None,
                 Upsample(outs) if upsample else None,
-                FrameMixing(outs, frames, count) if frames > 1 else None,
+                FrameMixing(outs, frames, EPS) if frames > 1 else None,
             )
 
         self.stem = nn.Conv2d((in_channels + concat_channels) * area, channels, 3, padding=1)
@@ -140,9 +142,9 @@ class UNet(Network):
         if self.vector_embed is not None:
             embedding = embedding + self.vector_embed(cond.vector)
         parts = [x] if cond.concat is None else [x, cond.concat.expand(len(x), -1, *x.shape[2:])]
-        if self.frames > 1:  # from here on each frame is a sample
+        if self.frame_embed is not None:  # from here on each frame is a sample
             parts = [apart(part, self.frames) for part in parts]
-            embedding, cond = embedding.repeat_interleave(self.frames, dim=0), cond.repeat(self.frames)
+            embedding, cond = (embedding[:, None] + self.frame_embed).flatten(0, 1), cond.repeat(self.frames)
         h = self.stem(F.pixel_unshuffle(torch.cat(parts, dim=1), self.patch))
         skips = [h]
         for layer in self.down:
