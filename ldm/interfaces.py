@@ -336,6 +336,10 @@ class Conditioner(Buildable, nn.Module, ABC):
     @abstractmethod
     def null(self, batch: Batch) -> Cond: ...
 
+    def asked(self) -> list["Conditioner"]:
+        """Itself, or its parts, where users ask for conditions in words, classes or numbers."""
+        return [self] if self.num_classes or self.takes_text or self.numbers else []
+
     def request(self, wanted: str | int | None, names: list[str]) -> Batch:
         """One sample's batch entries for what a user asks for in words (`names`: the data's class names)."""
         if wanted is None:
@@ -461,6 +465,7 @@ class TrainingData(ABC):
     numbers: list[str]  # the numeric attributes of any image
     size: int
     channels: int  # of the images
+    window: tuple[float, float] | None = None  # values of images with more than 8 bits that are black and white
     cache: str | None = None  # folder for latents, and for what conditioners keep
     with_images: bool = False  # whether batches have the images even where they have cached moments
 

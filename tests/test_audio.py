@@ -2,6 +2,7 @@
 
 import struct
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.cli import main
+from ldm.commands.predict import load
+from ldm.commands.sources import read_sources
 from ldm.data.audio import N_FFT, WaveImages, magnitudes, mel_filters, read_wav, sound, spectrogram, write_wav
 from ldm.data.datasets import FolderImages
+from ldm.diffusion.tasks import ImageToImage
+from ldm.ranges import to_float
+from ldm.stages.generation import Recipe
 
 RATE, HOP = 16000, 256
 
@@ -109,3 +115,27 @@ def test_a_window_chooses_the_values_of_16_bits(tmp_path: Path) -> None:
     assert pixels[0, 0].tolist() == [0, 0, 128, 255, 255]
     with pytest.raises(ValueError, match=r"data.window is \[3, 1\]"):
         FolderImages(str(tmp_path), 5, 1, (3, 1))
+
+
+def test_a_model_of_16_bit_slices_works_on_them(tmp_path: Path) -> None:
+    for index in range(6):
+        values = np.random.default_rng(index).integers(0, 4000, (40, 40), dtype=np.uint16)
+        Image.fromarray(values).resize((64, 64)).save(tmp_path / f"{index}.png")
+    config = str(Path(__file__).parent.parent / "configs" / "data" / "slices.yaml")
+    data = ["-c", config, "--data.path", str(tmp_path), "--data.size=32", "--data.batch_size=2", "--data.window=[1000,3000]"]
+    assert main([*stage1(tmp_path / "run"), *data, "--model.autoencoder.image_channels=1"]) == 0
+    assert main([*stage2(tmp_path / "run"), *data, "--model.conditioner=Unconditional", "--model.network.vector_dim=0"]) == 0
+    model = str(tmp_path / "run" / "diffusion" / "model")
+    loaded = load(model)
+    (source,) = read_sources(loaded, replace(Recipe.of(loaded.card), task=ImageToImage()), str(tmp_path / "0.png"), None, None)
+    wanted = to_float(FolderImages(str(tmp_path), 32, 1, (1000, 3000)).pixels(0))
+    assert torch.equal(source.x, wanted)
+    assert (wanted == -1).any() and (wanted == 1).any(), "some values are beyond the window"
+    for name, options in {"like": ["--strength=0.5"], "mask": [f"--mask={tmp_path / '1.png'}"], "denoise": ["--denoise=0.3"]}.items():
+        out = tmp_path / name
+        command = ["sample", model, "--image", str(tmp_path / "0.png"), *options, "--n=1", "--steps=2", "--device=cpu", "--out", str(out)]
+        assert main(command) == 0
+        made = Image.open(out / "0.png")
+        assert (made.mode, made.size) == ("L", (32, 32))
+    assert main(["again", str(out / "0.png"), model, "--image", str(tmp_path / "0.png"), "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "0.png").read_bytes() == (out / "0.png").read_bytes()

@@ -1,6 +1,7 @@
 """Images as conditions: what training images suffer, what the network is told of them, and the models trained so."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from ldm import model_folder
 from ldm.cli import main
 from ldm.commands.predict import settings_in
+from ldm.commands.wishes import conditions
 from ldm.conditioning.image import Concat, ImageEmbedding
 from ldm.conditioning.label import ClassLabel
 from ldm.conditioning.numbers import Numbers
@@ -177,7 +179,7 @@ class Mean(Features):
 
 def test_several_conditions_at_once() -> None:
     parts = [ClassLabel(3, 6), Concat(Holes()), ImageEmbedding(Mean(), 3)]
-    with pytest.raises(ValueError, match="at most one part"):
+    with pytest.raises(ValueError, match="Together has 2 parts for images; allowed is one"):
         Together(parts)
     together = Together(parts[:2])
     assert (together.num_classes, together.vector_dim, together.concat_channels, together.shrinks, together.masks) == (3, 6, 5, 1, True)
@@ -193,6 +195,24 @@ def test_several_conditions_at_once() -> None:
     assert Together([Concat(Holes())]).request(None, []) == {}
     with pytest.raises(ValueError, match="takes no condition"):
         Together([Concat(Holes())]).request("b", [])
+
+
+def test_classes_and_numbers_are_asked_for_together() -> None:
+    together = Together([ClassLabel(3, 6), Numbers({"age": [0, 100], "dose": [0, 1]}, 8)])
+    names = ["a", "b", "c"]
+    assert together.request("b | age=30, dose=1", names) == {"label": 1, "numbers": {"age": 30.0, "dose": 1.0}}
+    assert together.request(" | age=30", names) == {**ClassLabel(3, 6).request(None, names), "numbers": {"age": 30.0}}
+    assert together.request(None, names) == {**ClassLabel(3, 6).request(None, names), "numbers": {}}
+    with pytest.raises(ValueError, match=r"takes 2 conditions, 'b' has 1: divide them by '\|'"):
+        together.request("b", names)
+    loaded = SimpleNamespace(model=SimpleNamespace(conditioner=together), card={"classes": names})
+    assert conditions(loaded, ["age=3"], ["b"], 2) == ["b | age=3"] * 2
+    assert conditions(loaded, [], ["a", "b"], 2) == ["a | ", "b | "]
+    assert conditions(loaded, ["age=3"], None, 1) == [" | age=3"]
+    assert conditions(loaded, [], None, 3) == ["a | ", "b | ", "c | "]
+    assert conditions(loaded, [], [], 1) == [None]
+    with pytest.raises(ValueError, match="has 2 parts divided by"):
+        conditions(loaded, ["age=3|dose=1"], ["b"], 1)
 
 
 def test_an_image_as_a_vector_and_a_wrong_size_of_it() -> None:

@@ -1,6 +1,7 @@
 """Tasks without training: on the Gaussian oracle, and through `ldm sample` at toy size."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from ldm import model_folder
 from ldm.cli import main
+from ldm.data.datasets import DigitImages, EmojiImages
+from ldm.data.transforms import as_image
 from ldm.degradations import Blurred, Grey, Smaller
 from ldm.diffusion.samplers import Ancestral, Heun, RePaint
 from ldm.diffusion.schedule import LinearSchedule
@@ -223,16 +226,18 @@ def test_slerp_goes_from_one_to_the_other_and_keeps_the_length(weight: float, se
 @pytest.fixture
 def picture(tmp_path: Path) -> dict[str, str]:
     """A digit of 64x64 px, a mask of its right half."""
-    from ldm.data.datasets import DigitImages
-    from ldm.data.transforms import as_image
-
     as_image(DigitImages(64).pixels(3)).save(tmp_path / "three.png")
     as_image(DigitImages(8).pixels(3)).save(tmp_path / "small.png")
     mask = np.zeros((64, 64), dtype=np.uint8)
     mask[:, 32:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     Image.fromarray(mask[:32]).save(tmp_path / "half.png")
-    return {name: str(tmp_path / f"{name}.png") for name in ("three", "small", "mask", "half")}
+    (tmp_path / "broken.png").write_bytes((tmp_path / "three.png").read_bytes()[:200])
+    (tmp_path / "film").mkdir()
+    for name in ("three", "half"):
+        shutil.copy(tmp_path / f"{name}.png", tmp_path / "film")
+    files = {name: str(tmp_path / f"{name}.png") for name in ("three", "small", "mask", "half", "broken")}
+    return {**files, "film": str(tmp_path / "film")}
 
 
 def sample(model: Path, out: Path, *options: str) -> list[np.ndarray]:
@@ -324,6 +329,43 @@ def test_a_mixture_of_conditions_ends_in_both(tmp_path: Path) -> None:
     assert np.abs(one - other).max() > 50
 
 
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.square(a.astype(float) - b).mean()))
+
+
+@pytest.mark.parametrize("condition", [[], ["--class=face-smiling"]])
+def test_on_the_way_between_two_images_both_are_met(condition: list[str], tmp_path: Path) -> None:
+    """By the carried model; what the images show need not be said."""
+    images, files = EmojiImages(), []
+    for number in (40, 900):
+        files.append(tmp_path / f"{number}.png")
+        as_image(images.pixels(number)).save(files[-1])
+    options = [f"--image={files[0]}", f"--towards={files[1]}", "--guidance=1", "--steps=25", *condition]
+    ends = sample(Path("emoji"), tmp_path / "out", *options)
+    line = json.loads((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()[0])
+    assert (line["class"] is None) == (not condition)
+    for end, file in zip(ends, files, strict=True):
+        assert psnr(end, np.asarray(Image.open(file))) > 25
+
+
+def test_predict_makes_what_sample_makes(trained: Path, picture: dict[str, str], tmp_path: Path) -> None:
+    model = trained / "diffusion" / "model"
+    cases = {
+        "between": (["--class=3", "--between=7"], ["--classes=3", "--between=7", "--num=2"]),
+        "mix": (["--class=3", "--mix=8"], ["--classes=3", "--mix=8", "--num=2"]),
+        "film": ([f"--image={picture['film']}"], [f"--image={picture['film']}", "--task=ImageToImage"]),
+        "image": ([f"--image={picture['three']}", "--n=2"], [f"--image={picture['three']}", "--task=ImageToImage", "--num=2"]),
+    }
+    for name, (ours, theirs) in cases.items():
+        numbers = ["--n=2"] if name in ("between", "mix") else []
+        common = ["--steps=2", "--watermark=false"]
+        assert main(["sample", str(model), *common, "--device=cpu", "--out", str(tmp_path / f"s-{name}"), *numbers, *ours]) == 0
+        predicted = ["predict", "--model", str(model), *common, "--trainer.accelerator=cpu", "--out", str(tmp_path / f"p-{name}")]
+        assert main([*predicted, *theirs]) == 0
+        for i in range(2):
+            assert (tmp_path / f"s-{name}" / f"{i}.png").read_bytes() == (tmp_path / f"p-{name}" / f"{i}.png").read_bytes()
+
+
 def test_frames_share_their_noise_and_become_an_animation(trained: Path, picture: dict[str, str], tmp_path: Path) -> None:
     model, three = trained / "diffusion" / "model", Image.open(picture["three"]).convert("RGB")
     frames = [three, three, three.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
@@ -344,6 +386,10 @@ def test_frames_share_their_noise_and_become_an_animation(trained: Path, picture
             assert animation.n_frames >= 2
             animation.seek(animation.n_frames - 1)
             assert np.array_equal(np.asarray(animation.convert("RGB"), dtype=int), made[-1])
+    third = tmp_path / "out-frames" / "2.png"
+    arguments = [str(third), str(model), f"--image={tmp_path / 'frames'}", "--device=cpu", "--out", str(tmp_path / "folder")]
+    assert main(["again", *arguments]) == 0
+    assert (tmp_path / "folder" / "2.png").read_bytes() == third.read_bytes()
     last = str(tmp_path / "out-moving.gif" / f"{len(made) - 1}.png")
     image = f"--image={tmp_path / 'moving.gif'}"
     assert main(["again", last, str(model), image, "--device=cpu", "--out", str(tmp_path / "again")]) == 0
@@ -370,6 +416,20 @@ MISTAKES = {
     "--image={three} --deblur=-1": "the blur is -1.0 px; allowed is more than 0",
     "--image={three} --denoise=-1": "the level of noise to remove is -1.0; allowed is 0 or more",
     "--image={three} --mask={mask} --repaint=0": "times is 0; allowed is 1 or more",
+    "--image={three} --repaint=5": "--repaint means nothing without --mask or --outpaint: leave it out",
+    "--strength=0.5": "--strength needs an image: give --image FILE",
+    "--steps=0": "0 sampling steps were asked for; this schedule allows 1 to 1000",
+    "--frames=-1": "frames is -1; allowed is 0 (none) or more",
+    "--device=tpu": "device",
+    **({} if torch.cuda.is_available() else {"--device=gpu": "No supported gpu backend found"}),
+    "--image={three} --upscale=100": "upscale is 100, which does not divide the 32x32 px of the picture",
+    "--image={three} --outpaint=[30,0,0,0]": "outpaint is [30, 0, 0, 0]; each side must be a multiple of 4 px",
+    "--seed=-1": "seed is -1; allowed is 0 or more",
+    "--between=-7": "between is -7; allowed is 0 or more",
+    "--image={broken}": "broken.png' cannot be read: ",
+    "--image={three} --towards={broken}": "broken.png' cannot be read: ",
+    "--image={film} --strength=0.5": "has 2 frames, each of which becomes a picture: leave the number 1 out",
+    "--class=3,8 --between=7 --n=2": "have one class or prompt, 2 were given: choose one",
 }
 
 

@@ -1,9 +1,8 @@
 """ldm again: a picture once more, from the settings that it carries."""
 
 from dataclasses import fields
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser
@@ -13,7 +12,7 @@ from ldm.callbacks.writer import settings_in
 from ldm.commands.configs import PARSER, plain_errors, quiet
 from ldm.commands.predict import SILENT, Ways, load, make
 from ldm.commands.sources import read_sources
-from ldm.stages.generation import Recipe, Request
+from ldm.stages.generation import LANES, Recipe, Request
 
 
 def again(
@@ -23,7 +22,7 @@ def again(
     mask: str | None = None,
     towards: str | None = None,
     out: str = "again",
-    device: str = "gpu" if torch.cuda.is_available() else "cpu",
+    device: Literal["cpu", "gpu"] = "gpu" if torch.cuda.is_available() else "cpu",
 ) -> int:
     """Make a picture of `ldm sample` or `ldm predict` once more; on the same kind of device it has the same pixels.
 
@@ -48,22 +47,20 @@ def again(
     if "image" in stored:
         if image is None:
             raise ValueError(f"{picture!r} was made from the image {stored['image']}: give it with --image")
-        found_sources = read_sources(loaded, recipe, image, mask, stored["shows"], towards)
-        clip = stored.get("frame", 0) // loaded.model.denoiser.network.frames
-        if (source := next(islice(found_sources, clip, None), None)) is None:
-            raise ValueError(
-                f"{picture!r} was made from frame {stored['frame']} of {stored['image']}, and {image!r} has fewer: give that film"
-            )
-        for name in ("image_sha256", "mask_sha256", "towards_sha256"):
-            if source.facts.get(name) != stored.get(name):
-                raise ValueError(f"{picture!r} was made with another file as {name.removesuffix('_sha256')}, or with none: give that")
+        names = ("image_sha256", "frame", "mask_sha256", "towards_sha256")
+        for source in read_sources(loaded, recipe, image, mask, stored["shows"], towards):
+            wrong = [name for name in names if source.facts.get(name) != stored.get(name)]
+            if not wrong or wrong[0] not in names[:2]:
+                break
+        if wrong:
+            what = "image" if wrong[0] == "frame" else wrong[0].removesuffix("_sha256")
+            raise ValueError(f"{picture!r} was made with another file as {what}, or with none: give that")
     found: dict[str, Any] = {"condition": stored["class"], "negative": stored["negative"], "source": source}
     found |= {"towards": stored.get("towards_seed"), "mixed": stored.get("mixed"), "share": stored.get("share", 0.0)}
     request = Request(stored["index"], stored["seed"], **found)
-    trainer = {**SILENT, "accelerator": device, "devices": 1}
-    return make(
-        trainer, loaded, [request], recipe, Path(out), Ways(overwrite=True, watermark=stored["watermark"], tile=stored.get("tile", 0))
-    )
+    trainer = {**SILENT, "accelerator": device, "devices": 1, "precision": stored.get("precision", "32-true")}
+    kept = {"watermark": stored["watermark"], "tile": stored.get("tile", 0), "lanes": stored.get("lanes", LANES)}
+    return make(trainer, loaded, [request], recipe, Path(out), Ways(overwrite=True, **kept))
 
 
 def main(command: str, arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import ActionConfigFile
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -21,7 +22,7 @@ from ldm import __version__, model_folder
 from ldm.autoencoder.tiling import Tiled
 from ldm.callbacks.writer import PictureWriter, path_of, settings_in
 from ldm.commands.configs import PARSER, find_configs, plain_errors, quiet
-from ldm.commands.sources import read_sources
+from ldm.commands.wishes import Wish
 from ldm.data.transforms import as_image, grid, read_pixels
 from ldm.data.watermark import SMALLEST
 from ldm.diffusion.schedule import Spacing
@@ -33,23 +34,11 @@ from ldm.stages.model import LatentDiffusion
 SILENT: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "callbacks": []}
 
 
-def conditions(names: Sequence[str], wanted: Sequence[str], num: int, per_class: int) -> list[str | None]:
-    """One class per picture.  A wanted name that is the first part of several ("a" of "a/x", "a/y") stands for them in turn."""
-    groups = [[name for name in names if name.startswith(f"{w}/")] or [w] for w in wanted] if wanted else [[name] for name in names]
-    if not groups:
-        return [None] * num
-    if per_class:
-        return [group[i % len(group)] for group in groups for i in range(per_class)]
-    if not wanted:
-        return [names[i * len(names) // num] for i in range(num)]
-    return [groups[i % len(groups)][i // len(groups) % len(groups[i % len(groups)])] for i in range(num)]
-
-
 def predict(
     trainer: dict[str, Any],
     model: str,
     out: str = "samples",
-    num: int = 16,
+    num: int | None = None,
     first: int = 0,
     prompt: str | list[str] | None = None,
     classes: list[str | int] | str | None = None,
@@ -60,12 +49,14 @@ def predict(
     sampler: Sampler | None = None,
     guidance: Guidance | None = None,
     steps: int | list[float] | None = None,
-    spacing: Spacing = "trailing",
+    spacing: Spacing | None = None,
     task: Task | None = None,
     image: str | None = None,
     mask: str | None = None,
     towards: str | None = None,
     shows: str | int | None = None,
+    between: int | None = None,
+    mix: str | None = None,
     size: tuple[int, int] | None = None,
     windows: bool = False,
     batch_size: int = 64,
@@ -83,23 +74,26 @@ def predict(
         trainer: arguments of lightning.Trainer (accelerator, devices, strategy, num_nodes, precision, ...)
         model: model folder, checkpoint (.ckpt, its averaged weights) or the name of a shipped model: emoji
         out: folder for <index>.png, grid.png and manifest.jsonl; pictures that are there already are kept
-        num: number of pictures
+        num: number of pictures; default: 16, of a film one for each frame
         first: index of the first picture
         prompt: what the pictures show, in words, or numbers such as 'age=30, dose=1'; several are taken in turn
-        classes: class names, first parts of them, or numbers, separated by commas and taken in turn; default: all, evenly spread
+        classes: class names, first parts of them, or numbers, separated by commas and taken in turn; default: all, evenly spread, but no
+            condition where an image is given
         per_class: this many pictures of each class one after the other, instead of num
         unconditional: leave the condition out
         negative: class that guidance leads away from; default: no class
         seed: picture i depends on (seed, i) and its settings alone
-        sampler: Ancestral (eta 0: DDIM, 1: DDPM), Heun or DPMSolverPP2M; default: the model's
-        guidance: CFG with its scale; default: the model's
+        sampler: Ancestral (eta 0: DDIM, 1: DDPM), DPMSolverPP2M, UniPC, Heun, ... (`--sampler.help CLASS`); default: the model's
+        guidance: CFG with its scale, APG, ClassifierGuidance, ...; default: the model's
         steps: how many sampling steps, or a list of decreasing steps of the schedule; default: the model's
-        spacing: which noise levels they visit
+        spacing: which noise levels they visit; default: the model's
         task: what to do with an image: ImageToImage, Inpaint, Outpaint, RemoveNoise, Edit, Between, Style, Restore
-        image: file that the task works on
+        image: file that the task works on; a film (a folder of images, GIF, WebP, MP4) is done frame by frame with the same noise
         mask: image of the same shape, white where the picture is to be made anew
         towards: another image; with the task Between the pictures go from one to the other
         shows: class of what the image shows, for Edit
+        between: another seed: the pictures go from one seed's noise to the other's
+        mix: another class or prompt: the pictures go from one to the other
         size: height and width in px, if not the training's
         windows: make pictures larger than the training's of overlapping windows (MultiDiffusion)
         batch_size: pictures per batch and device; no influence on them
@@ -111,46 +105,20 @@ def predict(
         overwrite: make pictures anew that other settings made
         trusted: packages beside ldm whose classes the model may name
     """
-    if min(num, batch_size, lanes) < 1 or per_class < 0:
-        raise ValueError(
-            f"num is {num}, batch_size {batch_size}, lanes {lanes}, per_class {per_class}: the first three are at least 1, the last 0"
-        )
+    for name, value, least in (("num", num, 1), ("batch_size", batch_size, 1), ("lanes", lanes, 1), ("per_class", per_class, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; allowed is {least} or more")
     loaded = load(model, trusted or ())
-    given: dict[str, Any] = {"sampler": sampler, "guidance": guidance, "steps": steps, "task": task, "size": size}
+    given: dict[str, Any] = {"sampler": sampler, "guidance": guidance, "steps": steps, "spacing": spacing, "task": task, "size": size}
     given = {key: value for key, value in given.items() if value is not None}
-    recipe = replace(Recipe.of(loaded.card), spacing=spacing, windows=windows, **given)
+    recipe = replace(Recipe.of(loaded.card), windows=windows, **given)
     asked = [str(c).strip() for c in (classes.split(",") if isinstance(classes, str) else classes or [])]
-    prompts = [prompt] if isinstance(prompt, str) else prompt or []
-    wanted = wanted_conditions(loaded, prompts, [] if unconditional else asked or None, num, per_class)
-    source = None if image is None else next(read_sources(loaded, recipe, image, mask, shows, towards))
-    shares = [share_of(i, len(wanted)) if towards else 0.0 for i in range(len(wanted))]
-    requests = [Request(first + i, seed, condition, negative, source, share=shares[i]) for i, condition in enumerate(wanted)]
+    wish = Wish(
+        num, seed, first, [prompt] if isinstance(prompt, str) else prompt or [], [] if unconditional else asked or None, per_class,
+        negative, image, mask, shows, towards, between, mix,
+    )  # fmt: skip
     ways = Ways(batch_size, lanes, columns or per_class, overwrite, frames, watermark, tile)
-    return make(trainer, loaded, requests, recipe, Path(out), ways)
-
-
-def share_of(i: int, n: int) -> float:
-    """The share of the second of two ends in picture i of n."""
-    return 0.5 if n == 1 else i / (n - 1)
-
-
-def wanted_conditions(
-    loaded: Loaded, prompts: Sequence[str], classes: Sequence[str] | None, num: int, per_class: int = 0
-) -> list[str | None]:
-    """What each picture shows; classes: None for all that the model knows, none for no condition."""
-    conditioner = loaded.model.conditioner
-    words = conditioner.takes_text or len(conditioner.numbers) > 0
-    if prompts and not words:
-        raise ValueError(
-            f"a prompt was given ({prompts[0]!r}), but this model takes no text: use classes, or a model with the conditioner Text"
-        )
-    if words:
-        if classes:
-            raise ValueError("classes were given, but this model takes text or numbers: use a prompt")
-        return [prompts[i % len(prompts)] if prompts else None for i in range(num)]
-    if classes is None:
-        return conditions(loaded.card["classes"] if conditioner.num_classes else [], [], num, per_class)
-    return conditions(loaded.card["classes"], classes, num, per_class) if classes else [None] * num
+    return make(trainer, loaded, wish.requests(loaded, recipe, 16), recipe, Path(out), ways)
 
 
 def load(model: str, trusted: Sequence[str] = ()) -> Loaded:
@@ -177,6 +145,8 @@ class Ways:
 
 def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recipe: Recipe, folder: Path, ways: Ways) -> int:
     """The pictures that are not in the folder yet, then grid and manifest of all."""
+    if ways.frames < 0:
+        raise ValueError(f"frames is {ways.frames}; allowed is 0 (none) or more")
     for condition in {condition for request in requests for condition in (request.condition, request.negative, request.mixed)}:
         loaded.model.conditioner.request(condition, loaded.card["classes"])  # says now what is wrong with it
     loaded.model.denoiser.schedule.steps(recipe.steps, recipe.spacing)
@@ -190,10 +160,17 @@ def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recip
         factor, latents = loaded.model.latents.autoencoder.factor, loaded.model.latents
         latents.autoencoder = Tiled(latents.autoencoder, ways.tile, max(1, ways.tile // 4 // factor) * factor)
         extra["tile"] = ways.tile
+    if ways.lanes != LANES:
+        extra["lanes"] = ways.lanes
+    if (precision := str(trainer.get("precision") or "32-true")) not in ("32", "32-true"):
+        extra["precision"] = precision
     told = {request.index: {**settings(request, recipe, loaded), **extra} for request in requests}
     pending = _pending(requests, folder, told, ways.overwrite)
     writer = PictureWriter(folder, lambda request: told[request.index], watermark)
-    runner = L.Trainer(**{**trainer, "callbacks": [writer, *(trainer["callbacks"] or [])]})
+    try:
+        runner = L.Trainer(**{**trainer, "callbacks": [writer, *(trainer["callbacks"] or [])]})
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
     if pending:
         _run(runner, loaded, recipe, pending, ways)
     if runner.is_global_zero:

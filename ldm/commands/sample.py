@@ -3,21 +3,22 @@
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser
 
 from ldm.callbacks.writer import frames_in, path_of
 from ldm.commands.configs import PARSER, plain_errors, quiet
-from ldm.commands.predict import SILENT, Ways, load, make, share_of, wanted_conditions
-from ldm.commands.sources import read_sources
+from ldm.commands.predict import SILENT, Ways, load, make
+from ldm.commands.wishes import Wish
 from ldm.data.films import VIDEO, milliseconds_of, write_film
 from ldm.degradations import Blurred, Grey, Smaller
 from ldm.diffusion.samplers import RePaint
 from ldm.diffusion.tasks import Between, Edit, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Style
 from ldm.interfaces import Task
-from ldm.stages.generation import Recipe, Request, Source
+from ldm.model_folder import Loaded
+from ldm.stages.generation import Recipe
 
 # option -> the task that it asks for, made of the option's value and of --strength where that was given
 TASKS: dict[str, Callable[[Any, dict[str, float]], Task]] = {
@@ -40,7 +41,7 @@ def sample(
     prompt: str | None = None,
     classes: str | None = None,
     negative: str | int | None = None,
-    n: int = 4,
+    n: int | None = None,
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
@@ -64,16 +65,17 @@ def sample(
     tile: int = 0,
     out: str = "samples",
     overwrite: bool = False,
-    device: str = "gpu" if torch.cuda.is_available() else "cpu",
+    device: Literal["cpu", "gpu"] = "gpu" if torch.cuda.is_available() else "cpu",
 ) -> int:
     """Sample pictures, or do something with an image: with --image alone, pictures like it.
 
     Args:
         model: model folder, checkpoint or the name of a shipped model: emoji
         prompt: what the pictures show, in words, or in numbers such as 'age=30, dose=1', for a model of these
-        classes: class names or numbers, separated by commas and taken in turn (--class is the same); default: evenly spread
+        classes: class names or numbers, separated by commas and taken in turn (--class is the same); default: evenly
+            spread, but no condition where an image is given
         negative: class that guidance leads away from
-        n: number of pictures
+        n: number of pictures; default: 4, of a film one for each frame
         seed: picture i depends on (seed, i) and its settings alone
         steps: sampling steps; default: the model's
         guidance: scale of the model's guidance; 1 is none
@@ -101,7 +103,7 @@ def sample(
         overwrite: make pictures anew that other settings made
         device: cpu, gpu
     """
-    if n < 1:
+    if n is not None and n < 1:
         raise ValueError(f"n is {n}; allowed is 1 or more")
     if outpaint is not None and (len(outpaint) != 4 or min(outpaint) < 0):
         raise ValueError(f"outpaint is {outpaint}; give 4 numbers of 0 or more: px on the left, right, top and bottom")
@@ -109,42 +111,51 @@ def sample(
     options: dict[str, Any] = {"mask": mask, "outpaint": outpaint, "edit": edit, "upscale": upscale, "deblur": deblur, "denoise": denoise}
     options |= {"towards": towards, "colourise": colourise or None, "style": style or None}
     own = loaded.model.conditioner.shrinks > 0 and not loaded.model.conditioner.masks
-    task = _task(options, image, strength, own)
     recipe = Recipe.of(loaded.card)
     if guidance is not None:
         recipe = replace(recipe, guidance=_scaled(recipe.guidance, guidance))
     if repaint != 1:
+        if mask is None and outpaint is None:
+            raise ValueError("--repaint means nothing without --mask or --outpaint: leave it out")
         recipe = replace(recipe, sampler=RePaint(times=repaint))
     windows = size is not None and not loaded.model.conditioner.concat_channels
-    recipe = replace(recipe, steps=steps or recipe.steps, task=task, size=_size(size), windows=windows)
-    asked_classes = [part.strip() for part in (classes or "").split(",") if part.strip()]
-    sources: list[Source] = [] if image is None else list(read_sources(loaded, recipe, image, mask, edit, towards))
-    moving = len(sources) > 1
-    n = len(sources) if moving else n
-    wanted = wanted_conditions(loaded, [prompt] if prompt else [], asked_classes or None, n)
-    requests = [Request(i, seed, condition, negative, sources[i % len(sources)] if sources else None) for i, condition in enumerate(wanted)]
-    going = between is not None or mix is not None or towards is not None
-    if moving or going:  # one condition, and one noise for all but images that are gone between
-        noise = between if between is not None else seed if moving or mix is not None else None
-        requests = [replace(r, condition=wanted[0], towards=noise, mixed=mix) for r in requests]
-    if going:
-        requests = [replace(r, share=share_of(i, n)) for i, r in enumerate(requests)]
+    if steps is not None:
+        recipe = replace(recipe, steps=steps)
+    recipe = replace(recipe, task=_task(options, image, strength, own), size=_size(size), windows=windows)
+    _check_pixels(loaded, recipe, outpaint, upscale)
+    asked = [part.strip() for part in (classes or "").split(",") if part.strip()]
+    words = [prompt] if prompt else []
+    wish = Wish(n, seed, 0, words, asked or None, 0, negative, image, mask, edit, towards, between, mix)
+    requests = wish.requests(loaded, recipe, 4)
     trainer = {**SILENT, "accelerator": device, "devices": 1}
     ways = Ways(overwrite=overwrite, frames=frames, watermark=watermark, tile=tile)
     status = make(trainer, loaded, requests, recipe, Path(out), ways)
-    if moving and image is not None:
-        film = [frame for i in range(n) for frame in frames_in(path_of(Path(out), i), loaded.model.denoiser.network.frames)]
+    if image is not None and len({str(request.source and request.source.facts) for request in requests}) > 1:
+        pictures = [path_of(Path(out), request.index) for request in requests]
+        film = [frame for path in pictures for frame in frames_in(path, loaded.model.denoiser.network.frames)]
         suffix = ".mp4" if Path(image).suffix.lower() in VIDEO else ".webp"
         write_film(film, Path(out) / f"animation{suffix}", milliseconds_of(Path(image)))
     return status
+
+
+def _check_pixels(loaded: Loaded, recipe: Recipe, outpaint: list[int] | None, upscale: int | None) -> None:
+    """In the words of the options, before the parts complain in theirs."""
+    height, width = recipe.size or (loaded.card["size"], loaded.card["size"])
+    factor = loaded.model.latents.autoencoder.factor
+    if outpaint is not None and any(side % factor for side in outpaint):
+        raise ValueError(f"outpaint is {outpaint}; each side must be a multiple of {factor} px, the factor of the model's autoencoder")
+    if upscale is not None and upscale > 0 and (height % upscale or width % upscale):
+        raise ValueError(
+            f"upscale is {upscale}, which does not divide the {width}x{height} px of the picture: choose one that does, such as 2"
+        )
 
 
 def _task(options: dict[str, Any], image: str | None, strength: float | None, own: bool) -> Task | None:
     """What the options ask for; with an image alone, what the model was trained to make of images (own), or pictures like it."""
     asked = [name for name, value in options.items() if value is not None]
     if image is None:
-        if asked:
-            raise ValueError(f"--{asked[0]} needs an image: give --image FILE")
+        if asked or strength is not None:
+            raise ValueError(f"--{asked[0] if asked else 'strength'} needs an image: give --image FILE")
         return None
     if own and not asked and strength is None:
         return None

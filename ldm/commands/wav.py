@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 from ldm.commands.configs import PARSER, plain_errors
-from ldm.data.audio import sound, write_wav
+from ldm.data.audio import N_FFT, sound, write_wav
 from ldm.data.transforms import as_tensor
 
 
@@ -19,6 +19,8 @@ def wav(picture: str, out: str | None = None, rate: int = 16000, hop: int = 256)
         rate: Hz, as in training
         hop: samples per column, as in training
     """
+    if rate < 1 or not 1 <= hop <= N_FFT // 2:
+        raise ValueError(f"rate is {rate}, hop {hop}; allowed are 1 or more, and 1 to {N_FFT // 2}")
     with Image.open(picture) as image:
         pixels = as_tensor(image.convert("L"))
     target = Path(out or Path(picture).with_suffix(".wav"))

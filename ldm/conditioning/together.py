@@ -1,7 +1,6 @@
 """Several conditions at once."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +11,28 @@ from ldm.interfaces import Batch, Cond, Conditioner, Seen
 class Together(Conditioner):
     """Vectors and channels one beside the other, tokens one after the other; a sample loses all of its conditions or none.
 
-    What a user asks for in words goes to the part that takes words, classes or numbers, an image to the part that takes images.
+    What a user asks for in words goes to the part that takes words, classes or numbers, an image to the part that takes images.  Several
+    parts for words are asked for in their order: 'cat | a red collar'; '' is no condition.
     """
 
     def __init__(self, parts: Sequence[Conditioner]) -> None:
         super().__init__()
-        if sum(_worded(p) for p in parts) > 1 or sum(bool(p.shrinks) for p in parts) > 1:
-            raise ValueError("Together takes at most one part for words, classes or numbers and one for images")
+        for what, takes in (
+            ("classes", [bool(p.num_classes) for p in parts]),
+            ("texts", [p.takes_text for p in parts]),
+            ("images", [bool(p.shrinks) for p in parts]),
+        ):
+            if sum(takes) > 1:
+                raise ValueError(f"Together has {sum(takes)} parts for {what}; allowed is one")
         self.parts = nn.ModuleList(parts)
         self.num_classes, self.takes_text = max(p.num_classes for p in parts), any(p.takes_text for p in parts)
         self.numbers = [name for p in parts for name in p.numbers]
         self.shrinks, self.masks = max(p.shrinks for p in parts), any(p.masks for p in parts)
         self.vector_dim, self.concat_channels = sum(p.vector_dim for p in parts), sum(p.concat_channels for p in parts)
         self.token_dim = max(p.token_dim for p in parts)
+
+    def asked(self) -> list[Conditioner]:
+        return [one for part in self.parts for one in part.asked()]  # type: ignore[operator]
 
     def see(self, batch: Batch) -> Seen | None:
         return next((seen for part in self.parts if (seen := part.see(batch)) is not None), None)  # type: ignore[operator]
@@ -40,13 +48,13 @@ class Together(Conditioner):
         return _joined([part.null(batch) for part in self.parts])  # type: ignore[operator]
 
     def request(self, wanted: str | int | None, names: list[str]) -> Batch:
-        worded = [part for part in self.parts if _worded(part)]
-        return worded[0].request(wanted, names) if worded else super().request(wanted, names)  # type: ignore[operator]
-
-
-def _worded(part: Any) -> bool:
-    """Whether users ask for its conditions in words."""
-    return bool(part.num_classes or part.takes_text or part.numbers)
+        asked = self.asked()
+        if len(asked) < 2:
+            return asked[0].request(wanted, names) if asked else super().request(wanted, names)
+        pieces = [""] * len(asked) if wanted is None else [piece.strip() for piece in str(wanted).split("|")]
+        if len(pieces) != len(asked):
+            raise ValueError(f"this model takes {len(asked)} conditions, {wanted!r} has {len(pieces)}: divide them by '|', '' is none")
+        return {key: value for part, piece in zip(asked, pieces, strict=True) for key, value in part.request(piece or None, names).items()}
 
 
 def _joined(conds: list[Cond]) -> Cond:

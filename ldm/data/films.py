@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.data.datasets import SUFFIXES, Images, read_metadata, record_of, require_folder
-from ldm.data.transforms import as_rgb, as_tensor, fit_square
+from ldm.data.transforms import as_tensor, converted, fit_square
 
 VIDEO = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
 ANIMATED = {".gif", ".webp", ".avif"}  # which may hold one frame or many
@@ -24,7 +24,7 @@ ANIMATED = {".gif", ".webp", ".avif"}  # which may hold one frame or many
 class Frame(NamedTuple):
     file: Path
     number: int  # in the file
-    image: Image.Image  # upright RGB
+    image: Image.Image  # upright, of 8 bits
 
 
 def _av() -> Any:
@@ -46,24 +46,25 @@ def _opened(film: Path) -> Iterator[Any]:
         raise ValueError(f"{str(film)!r} cannot be read as a video ({error}): repair it, or take it away") from error
 
 
-def frames_of(film: Path) -> Iterator[Frame]:
-    """One after the other; those of a folder in the order of their names.  A file with one image is a film of one frame."""
+def frames_of(film: Path, channels: int = 3, window: tuple[float, float] | None = None) -> Iterator[Frame]:
+    """One after the other; those of a folder in the order of their names.  A file with one image is a film of one frame.  channels, window:
+    as read_image."""
     if film.is_dir():
         files = sorted(file for file in film.iterdir() if file.suffix.lower() in SUFFIXES)
         if not files:
             raise ValueError(f"no images in {str(film)!r}: allowed are {' '.join(sorted(SUFFIXES))}")
         for file in files:
             with Image.open(file) as image:
-                yield Frame(file, 0, as_rgb(image))
+                yield Frame(file, 0, converted(image, channels, window))
     elif film.suffix.lower() in VIDEO:
         with _opened(film) as container:
             for number, frame in enumerate(container.decode(video=0)):
-                yield Frame(film, number, frame.to_image())
+                yield Frame(film, number, converted(frame.to_image(), channels))
     else:
         with Image.open(film) as image:
             for number in range(getattr(image, "n_frames", 1)):
                 image.seek(number)
-                yield Frame(film, number, as_rgb(image))
+                yield Frame(film, number, converted(image, channels, window))
 
 
 def count_frames(film: Path) -> int:

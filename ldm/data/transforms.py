@@ -51,8 +51,12 @@ def as_image(pixels: Tensor) -> Image.Image:
 def read_image(path: Path, size: int, channels: int = 3, window: tuple[float, float] | None = None) -> Tensor:
     """One image file as uint8 (channels, size, size): 1 grey, 3 RGB on white, 4 RGBA; window: as as_rgb."""
     with Image.open(path) as image:
-        upright = as_rgb(image, None if channels == 4 else "white", window)
-        return as_tensor(fit_square(upright.convert(MODES[channels]), size))
+        return as_tensor(fit_square(converted(image, channels, window), size))
+
+
+def converted(image: Image.Image, channels: int = 3, window: tuple[float, float] | None = None) -> Image.Image:
+    """Upright, with so many channels of 8 bits."""
+    return as_rgb(image, None if channels == 4 else "white", window).convert(MODES[channels])
 
 
 def read_pixels(path: Path) -> Tensor:

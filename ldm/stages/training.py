@@ -85,7 +85,8 @@ class TrainingStage(L.LightningModule):
     def card(self) -> dict[str, Any]:
         """Facts that a model folder keeps beside the weights."""
         data = self.data
-        return {"stage": type(self).__name__, "classes": list(data.classes), "size": int(data.size), "steps": int(self.trainer.global_step)}
+        facts = {"classes": list(data.classes), "size": int(data.size), "window": data.window and list(data.window)}
+        return {"stage": type(self).__name__, **facts, "steps": int(self.trainer.global_step)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Says which of its weights do not fit."""
