@@ -11,6 +11,7 @@ COMMANDS = {
     "encode": ("ldm.commands.train", "write the latent cache and the latent statistics, and stop"),
     "ema": ("ldm.commands.ema", "make an average of the weights of any length, after training"),
     "evaluate": ("ldm.commands.evaluate", "distances (FD, KID) between two sets of images"),
+    "likelihood": ("ldm.commands.likelihood", "bits per dimension of images, by the bound and the ODE"),
     "import": ("ldm.commands.import_", "make a model folder of an autoencoder of diffusers"),
     "sample": ("ldm.commands.sample", "pictures from words: --prompt, --class, --image, --mask, --upscale, ..."),
     "predict": ("ldm.commands.predict", "the same from parts and configs, on many devices"),
@@ -21,7 +22,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    rows = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items())
     return f"""usage: ldm COMMAND [options]
 
 Latent diffusion models on your own images.

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +129,7 @@ class Autoencoder(Buildable, nn.Module, ABC):
     channels: int  # C
     image_channels: int = 3
     num_codes: int = 0  # of a discrete latent space; 0: continuous
+    pixels: bool = False  # whether the latents are the images themselves
 
     @abstractmethod
     def moments(self, x: Tensor) -> Tensor:
@@ -402,6 +403,8 @@ class Guidance(Buildable, ABC):
         """Model folder or checkpoint of a second model that it wants."""
         return None
 
+    classifies: ClassVar[bool] = False  # whether that is a classifier, for whose sake a model without classes may be asked for one
+
     @abstractmethod
     def guide(self, predict: Callable[[Tensor, Tensor, Cond], Tensor], cond: Cond, null: Cond, second: Denoise | None = None) -> Denoise:
         """second: what the second model's `guiding` makes of the same batch.  sigma is () or (B,)."""
@@ -409,6 +412,11 @@ class Guidance(Buildable, ABC):
 
 class Sampler(Buildable, ABC):
     """A solver of the reverse process.  It sees D(x, sigma) and noise levels, never a network, text or mask."""
+
+    @property
+    def ancestral(self) -> bool:
+        """Whether its noise is the posterior's between two successive levels, in whose place a model may have learned another one."""
+        return getattr(self, "eta", None) == 1
 
     @abstractmethod
     def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:

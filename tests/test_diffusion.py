@@ -959,6 +959,50 @@ def test_noisy_samplers_keep_the_marginals(sampler: Sampler) -> None:
     assert variance_error.abs().max() < 3, variance_error
 
 
+def variance_of(sampler: Sampler, sigmas: Tensor) -> Tensor:
+    """(3,) exactly: the oracle is linear, so that the end is a sum of the start and of all draws, each with its weight."""
+    draws = 0
+
+    def counted() -> Tensor:
+        nonlocal draws
+        draws += 1
+        return torch.zeros(1, 3, 1, 1, dtype=torch.float64)
+
+    sampler.sample(oracle, MU, sigmas, counted)
+    number = 0
+
+    def one_each() -> Tensor:
+        nonlocal number
+        number += 1
+        return (torch.arange(draws + 1) == number).double().view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
+
+    start = MU + (torch.arange(draws + 1) == 0).double().view(-1, 1, 1, 1) * (C**2 + sigmas[0] ** 2).sqrt()
+    return (sampler.sample(oracle, start, sigmas, one_each) - MU).square().sum(0).flatten()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [
+        (Ancestral(1.0), 1),
+        (DPMSolverPP2S(0.5), 2),
+        (DPMSolverPP2S(1.0), 2),
+        (DPMSolverPP2M(0.5), 2),
+        (DPMSolverPP2M(1.0), 2),
+        (DPMSolverPP3M(1.0), 2),
+        (RePaint(Ancestral(1.0), 2), 1),
+    ],
+    ids=repr,
+)
+def test_variances_of_noisy_samplers_converge_with_their_order(sampler: Sampler, order: int) -> None:
+    errors = []
+    for n in (80, 160):
+        sigmas = grid(n)
+        wanted = (C**2 + sigmas[-1] ** 2).flatten()
+        errors.append(float(((variance_of(sampler, sigmas) - wanted) / wanted).abs().max()))
+    assert math.log2(errors[0] / errors[1]) > order - 0.25
+    assert errors[1] < 0.1
+
+
 def test_lcm_denoises_wholly_and_noises_again() -> None:
     sigmas, drawn, x = schedule_of(LDMSchedule).steps(3), [normal(2, 3, 1, 1, seed=s) for s in range(2)], normal(2, 3, 1, 1)
     first = oracle(x, sigmas[0]) + sigmas[1] * drawn[0]

@@ -1,14 +1,26 @@
 """Likelihoods of Gaussian data, whose entropy is known."""
 
+import json
 import math
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from test_diffusion import MU, C, normal, oracle
 from torch import Tensor
 
-from ldm.diffusion.likelihood import bits_per_dim, log_likelihood, variational_bound
-from ldm.diffusion.schedule import KarrasSchedule
+from ldm import model_folder
+from ldm.autoencoder.pixels import Pixels
+from ldm.cli import main
+from ldm.conditioning.label import Unconditional
+from ldm.data.datasets import DigitImages
+from ldm.diffusion.likelihood import Bins, bits_per_dim, log_likelihood, variational_bound
+from ldm.diffusion.schedule import KarrasSchedule, LDMSchedule
+from ldm.nn.unet import UNet
+from ldm.ranges import to_float
+from ldm.stages.generation import Recipe
+from ldm.stages.model import LatentDiffusion
 
 ENTROPY = float((0.5 * torch.log2(2 * math.pi * math.e * C**2)).mean())  # bits per dimension
 LOW = 1e-3
@@ -53,6 +65,42 @@ def test_the_bound_falls_to_the_entropy_like_one_over_the_steps() -> None:
 
 def test_bins_have_the_probability_of_their_width() -> None:
     """For a fine grid log(probability / width) is the density."""
-    z0, sigmas, width = MU + C * normal(4, 3, 1, 1), KarrasSchedule(5, low=0.1).sigmas, 1e-6
-    terms = [variational_bound(oracle, z0, sigmas, lambda: normal(4, 3, 1, 1, seed=9), bin_width=w)[0] for w in (0.0, width)]
-    torch.testing.assert_close(terms[1] + 3 * math.log(width), terms[0], atol=1e-3, rtol=0)
+    z0, sigmas, width = MU + C * normal(4, 3, 1, 1), KarrasSchedule(5, low=0.1).sigmas, torch.tensor([1e-6, 2e-6, 3e-6]).view(3, 1, 1)
+    far = torch.full_like(width, 1e3)
+    bins = Bins(width, -far, far)
+    terms = [variational_bound(oracle, z0, sigmas, lambda: normal(4, 3, 1, 1, seed=9), b)[0] for b in (None, bins)]
+    torch.testing.assert_close(terms[1] + float(width.double().log().sum()), terms[0], atol=1e-3, rtol=0)
+
+
+def test_the_bins_of_a_whole_range_have_probability_1() -> None:
+    """The outermost ones are open; whatever D is, as long as it does not depend on z0."""
+    sigmas, values = torch.tensor([0.7, 2.0], dtype=torch.float64), torch.arange(-3.0, 4.0, dtype=torch.float64)
+    bins = Bins(*(torch.tensor(a).view(1, 1, 1) for a in (1.0, -3.0, 3.0)))
+    grid = values.view(-1, 1, 1, 1)
+    start = variational_bound(lambda x, sigma: 0 * x + 2.2, grid, sigmas, lambda: 0 * grid, bins)[0]
+    assert float(torch.exp(-start).sum()) == pytest.approx(1, abs=1e-9)
+
+
+def test_likelihoods_from_the_command_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a model of classes, and of one in pixels whose D, untrained, is 0: 8-bit images of which it knows nothing."""
+    latent = ["likelihood", "--model", str(trained / "diffusion" / "model"), "--images=digits", "--device=cpu"]
+    assert main([*latent, "--num=3", "--steps=20", "--ode_steps=4", "--out", str(tmp_path / "latent.json")]) == 0
+    assert "3 images of digits, latents, 20 noise levels" in capsys.readouterr().out
+    found = json.loads((tmp_path / "latent.json").read_text())
+    assert found["bits/dim, bound"] == pytest.approx(sum(term["bits"] for term in found["terms"]) + found["prior"])
+    assert math.isfinite(found["bits/dim, ODE"])
+    model = LatentDiffusion(Pixels(), UNet(3, 8, (1,), 1, ()), Unconditional(), LDMSchedule(100), "x0")
+    model.latents.measure(torch.tensor([0.1, 0.0, -0.1]), torch.tensor([0.5, 0.4, 0.3]), 10, (32, 32))
+    recipe = model_folder.describe(vars(Recipe()))
+    model_folder.save(model, tmp_path / "pixels", {"stage": "DiffusionStage", "classes": [], "size": 32, "recipe": recipe})
+    command = ["likelihood", "--model", str(tmp_path / "pixels"), "--images=digits", "--num=2", "--device=cpu"]
+    assert main([*command, "--ode_steps=50", "--out", str(tmp_path / "pixels.json")]) == 0
+    assert "2 images of digits, 8-bit images, 100 noise levels" in capsys.readouterr().out
+    found = json.loads((tmp_path / "pixels.json").read_text())
+    x = to_float(torch.stack([DigitImages(32).pixels(i) for i in (0, len(DigitImages(32)) - 1)]))
+    z = (x - torch.tensor([0.1, 0.0, -0.1]).view(3, 1, 1)) / torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)
+    sigmas = LDMSchedule(100).sigmas
+    weights = sum(0.5 * float(low**-2 - high**-2) for low, high in pairwise(sigmas))
+    assert sum(term["bits"] for term in found["terms"][1:]) == pytest.approx(weights * float(z.square().mean()) / math.log(2), rel=1e-4)
+    assert main([*command, "--num=0"]) == 1
+    assert "num is 0" in capsys.readouterr().err

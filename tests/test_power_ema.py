@@ -85,10 +85,21 @@ def test_another_length_is_reconstructed(tmp_path: Path, std: float) -> None:
     run(tmp_path / "stored", weights, (0.05, 0.1), 100)
     direct = run(tmp_path / "direct", weights, (std,), 5000)
     assert len(stored(tmp_path / "stored")) == 40
-    found, wanted = float(reconstruct(tmp_path / "stored", [std])[0]["weight"]), float(direct.tracks[0]["weight"])
-    ends = [float(average["weight"]) for average in reconstruct(tmp_path / "stored", [0.05, 0.1])]
+    found, wanted = float(reconstruct(tmp_path / "stored", [std], 2000)[0]["weight"]), float(direct.tracks[0]["weight"])
+    ends = [float(average["weight"]) for average in reconstruct(tmp_path / "stored", [0.05, 0.1], 2000)]
     assert abs(found - wanted) < 0.02 * np.std(weights)
     assert abs(found - wanted) < 0.2 * min(abs(end - wanted) for end in ends), "the stored averages themselves are further off"
+
+
+def test_the_end_of_a_run_and_an_earlier_step_are_found(tmp_path: Path) -> None:
+    weights = wander(130)
+    callback = run(tmp_path, weights, (0.05, 0.1), 40)
+    assert [step for _, step, _ in stored(tmp_path)] == [40, 80, 120] * 2
+    callback.on_train_end(SimpleNamespace(is_global_zero=True), None)  # type: ignore[arg-type]
+    assert [step for _, step, _ in stored(tmp_path)] == [40, 80, 120, 130] * 2
+    for step in (80, 130):
+        direct = run(tmp_path / "direct", weights[:step], (0.1,), 5000)
+        assert float(reconstruct(tmp_path, [0.1], step)[0]["weight"]) == pytest.approx(float(direct.tracks[0]["weight"]), abs=1e-3)
 
 
 def test_a_resumed_run_goes_on(tmp_path: Path) -> None:
@@ -112,4 +123,4 @@ def test_a_resumed_run_goes_on(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_said_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train with -c trainer/power-ema\.yaml"):
-        reconstruct(tmp_path, [0.1])
+        reconstruct(tmp_path, [0.1], 5)

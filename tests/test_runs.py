@@ -256,7 +256,9 @@ def test_every_model_config_runs_for_two_tiny_steps(path: Path, trained: Path, p
     if "first_stage" in settings["model"]["init_args"]:
         factor = settings["model"]["init_args"]["network"]["init_args"]["in_channels"]
         make_first_stage(tmp_path, channels=factor)
-        run += ["--model.network.channels=32", "--model.sampling_steps=2"]
+        dit = settings["model"]["init_args"]["network"]["class_path"] == "DiT"
+        small = ["--model.network.dim=24", "--model.network.depth=2", "--model.network.heads=2"] if dit else ["--model.network.channels=32"]
+        run += [*small, "--model.sampling_steps=2"]
         if data == "folder" and settings["model"]["init_args"]["conditioner"]["class_path"] == "ClassLabel":
             run += ["--model.conditioner.num_classes=2"]
     else:
@@ -325,6 +327,18 @@ def test_a_classifier_of_noisy_latents_is_trained_and_guides(trained: Path, tmp_
     read = [Image.open(tmp_path / name / "0.png").tobytes() for name in ("plain", "0", "20")]
     assert len(set(pictures)) == 3, "their settings differ"
     assert read[0] == read[1] != read[2]
+    unconditional = [
+        "--model.conditioner=Unconditional",
+        "--model.network.vector_dim=0",
+        f"--model.first_stage={trained}/autoencoder/model",
+    ]
+    assert main([*stage2(tmp_path / "plain", *unconditional, "--trainer.limit_val_batches=1")]) == 0
+    asked = [*common[:1], "--model", str(tmp_path / "plain" / "diffusion" / "model"), *common[3:], "--classes=3,8", *guidance]
+    assert main([*asked, "--out", str(tmp_path / "classes")]) == 0, "a model without classes is led to one"
+    lines = [json.loads(line) for line in (tmp_path / "classes" / "manifest.jsonl").read_text().splitlines()]
+    assert [line["class"] for line in lines] == ["3", "8"]
+    assert main([*asked, "--classes=eleven", "--out", str(tmp_path / "eleven")]) == 1
+    assert "class 'eleven' is unknown; allowed: 0, 1" in capsys.readouterr().err
     assert main(["predict", "--model", classifier, "--out", str(tmp_path / "none")]) == 1
     assert "makes no pictures" in capsys.readouterr().err
     other = ["--guidance=ClassifierGuidance", f"--guidance.classifier={trained}/autoencoder/model", "--out", str(tmp_path / "other")]
@@ -341,6 +355,13 @@ def test_an_average_is_chosen_after_training_by_its_distance_to_real_images(trai
     every = "--trainer.callbacks.init_args.every_n_steps=2"
     assert main([*run[:position], "-c", "trainer/power-ema.yaml", every, *run[position:]]) == 0
     assert len(list((tmp_path / "diffusion" / "averages").iterdir())) == 6
+    early = ["ema", "--run", str(tmp_path / "diffusion"), "--std=0.1", "--out", str(tmp_path / "early")]
+    assert main([*early, "--step=2"]) == 0
+    assert model_folder.load(tmp_path / "early").card["steps"] == 2
+    weaker = ["--guidance=CFG", "--guidance.scale=2", "--guidance.weaker", str(tmp_path / "early"), "--num=1", "--steps=2"]
+    assert main(["predict", "--model", str(tmp_path / "diffusion" / "model"), *weaker, "--out", str(tmp_path / "guided")]) == 0
+    assert main([*early, "--step=3"]) == 1
+    assert "step is 3; stored are 2, 4, 6" in capsys.readouterr().err
     ema = ["ema", "--run", str(tmp_path / "diffusion"), "--out", str(tmp_path / "ema")]
     assert main([*ema, "--reference=digits", "--num=4", "--candidates=[0.05,0.1]"]) == 0
     said = capsys.readouterr().out

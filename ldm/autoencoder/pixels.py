@@ -9,7 +9,7 @@ from ldm.interfaces import Autoencoder, Posterior
 class Pixels(Autoencoder):
     """The identity: with `first_stage: {class_path: Pixels}` stage 2 is the pixel diffusion of DDPM (arXiv:2006.11239)."""
 
-    factor = 1
+    factor, pixels = 1, True
 
     def __init__(self, image_channels: int = 3) -> None:
         super().__init__()

@@ -63,9 +63,16 @@ class PowerEMA(L.Callback):
             beta = (1 - 1 / self.step) ** (gamma + 1)
             torch._foreach_lerp_(list(track.values()), [weights[name] for name in track], 1 - beta)
         if trainer.is_global_zero and self.step % self.every == 0:
-            for std, track in zip(self.stds, self.tracks, strict=True):
-                data = safetensors.torch.save({name: t.half().cpu() for name, t in track.items()})
-                write_atomically(self.folder / f"{std}-{self.step:08d}.safetensors", data)
+            self._store()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and self.step % self.every:
+            self._store()
+
+    def _store(self) -> None:
+        for std, track in zip(self.stds, self.tracks, strict=True):
+            data = safetensors.torch.save({name: t.half().cpu() for name, t in track.items()})
+            write_atomically(self.folder / f"{std}-{self.step:08d}.safetensors", data)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint.setdefault(CHECKPOINT_KEY, {})["tracks"] = [{name: t.clone() for name, t in track.items()} for track in self.tracks]
@@ -86,11 +93,11 @@ def stored(folder: Path) -> list[tuple[float, int, Path]]:
     return found
 
 
-def reconstruct(folder: Path, stds: Sequence[float]) -> list[dict[str, Tensor]]:
-    """The averages of these lengths at the last stored step, in fp32; each file is read once."""
-    files = stored(folder)
-    steps, lengths = [step for _, step, _ in files], [length for length, _, _ in files]
-    weights = np.stack([combination(steps, lengths, max(steps), std) for std in stds])
+def reconstruct(folder: Path, stds: Sequence[float], step: int) -> list[dict[str, Tensor]]:
+    """The averages of these lengths at a step, of those stored until then, in fp32; each file is read once."""
+    files = [entry for entry in stored(folder) if entry[1] <= step]
+    steps, lengths = [number for _, number, _ in files], [length for length, _, _ in files]
+    weights = np.stack([combination(steps, lengths, step, std) for std in stds])
     totals: list[dict[str, Tensor]] = [{} for _ in stds]
     for (_, _, path), shares in zip(files, weights.T, strict=True):
         for name, tensor in safetensors.torch.load_file(path).items():

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 import ldm.metrics.features
 from ldm import model_folder
-from ldm.callbacks.power_ema import reconstruct
+from ldm.callbacks.power_ema import reconstruct, stored
 from ldm.commands.configs import PARSER, plain_errors
 from ldm.commands.evaluate import measure, open_images
 from ldm.data.datasets import Images
@@ -26,6 +26,7 @@ def ema(
     run: str,
     out: str,
     std: float | None = None,
+    step: int | None = None,
     candidates: list[float] = LENGTHS,
     reference: str | None = None,
     num: int = 256,
@@ -38,6 +39,7 @@ def ema(
         run: folder of one stage of a run, with `model` and `averages` in it
         out: model folder to write
         std: relative length of the average (0.05: short, 0.15: long); default: that of the candidates with the least Fréchet distance
+        step: of the training at which it ends, one that was stored; default: the last.  An early one is a weaker model for autoguidance
         candidates: lengths to choose from
         reference: images to choose by: a folder, `emoji` or `digits`; stage 1 reconstructs them, stage 2 makes as many pictures
         num: how many of them
@@ -47,21 +49,25 @@ def ema(
     if (std is None) == (reference is None):
         raise ValueError("give either --std, or --reference to choose the best of the candidates by")
     loaded, averages = model_folder.load(Path(run) / "model"), Path(run) / "averages"
+    known = sorted({number for _, number, _ in stored(averages)})
+    step = known[-1] if step is None else step
+    if step not in known:
+        raise ValueError(f"step is {step}; stored are {', '.join(map(str, known))}")
     if reference is not None:
         network = (features or ldm.metrics.features.MobileNetV2()).to(device)
         images = open_images(reference, int(loaded.card["size"]))
         chosen = torch.linspace(0, len(images) - 1, min(num, len(images))).long().tolist()
         wanted = Statistics.of(measure(network, Chosen(images, chosen), 64, device))
         results = {}
-        for length, weights in zip(candidates, reconstruct(averages, candidates), strict=True):
+        for length, weights in zip(candidates, reconstruct(averages, candidates, step), strict=True):
             fill(loaded.model, weights)
             made = torch.cat([network(part.to(device)).cpu() for part in pictures(loaded, images, chosen, device).split(64)])
             results[length] = float(frechet_distance(Statistics.of(made), wanted))
             print(f"length {length:<6} FD-{network.name} {results[length]:.4g}", flush=True)
         std = min(results, key=results.__getitem__)
     assert std is not None
-    fill(loaded.model, *reconstruct(averages, [std]))
-    model_folder.save(loaded.model.cpu(), out, {**loaded.card, "average": std})
+    fill(loaded.model, *reconstruct(averages, [std], step))
+    model_folder.save(loaded.model.cpu(), out, {**loaded.card, "average": std, "steps": step})
     print(f"the average of length {std} is in {out}")
     return 0
 

@@ -28,7 +28,7 @@ from ldm.data.watermark import SMALLEST
 from ldm.diffusion.schedule import Spacing
 from ldm.interfaces import Guidance, Sampler, Task
 from ldm.model_folder import Loaded, write_atomically
-from ldm.stages.generation import LANES, Generation, Recipe, Request
+from ldm.stages.generation import LANES, Generation, Recipe, Request, entry_of
 from ldm.stages.model import LatentDiffusion
 
 SILENT: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "callbacks": []}
@@ -148,7 +148,7 @@ def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recip
     if ways.frames < 0:
         raise ValueError(f"frames is {ways.frames}; allowed is 0 (none) or more")
     for condition in {condition for request in requests for condition in (request.condition, request.negative, request.mixed)}:
-        loaded.model.conditioner.request(condition, loaded.card["classes"])  # says now what is wrong with it
+        entry_of(loaded.model, recipe.guidance, condition, loaded.card["classes"])  # says now what is wrong with it
     loaded.model.denoiser.schedule.steps(recipe.steps, recipe.spacing)
     loaded.model.latents.shape_of(recipe.size)
     height, width = recipe.size or (loaded.card["size"], loaded.card["size"])

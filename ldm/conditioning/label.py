@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.interfaces import Batch, Cond, Conditioner
+from ldm.labels import label_of
 
 
 class Unconditional(Conditioner):
@@ -33,17 +34,5 @@ class ClassLabel(Conditioner):
         return Cond(vector=self.embedding(torch.full_like(batch["label"], self.num_classes)))
 
     def request(self, wanted: str | int | None, names: list[str]) -> Batch:
-        """A class by number or name (also its last part, or any part that only one name has); None is "no class"."""
-        if wanted is None:
-            return {"label": self.num_classes}
-        if wanted in names:
-            return {"label": names.index(str(wanted))}
-        text = str(wanted).lower()
-        if text.isdecimal() and text not in names and int(text) < self.num_classes:
-            return {"label": int(text)}
-        exact = [i for i, name in enumerate(names) if text in (name.lower(), name.lower().split("/")[-1])]
-        found = exact or [i for i, name in enumerate(names) if text in name.lower()]
-        if len(exact) == 1 or len(found) == 1:
-            return {"label": found[0]}
-        listed = ", ".join(names[i] for i in found) if found else ", ".join(names) or f"0 to {self.num_classes - 1}"
-        raise ValueError(f"class {wanted!r} is {'ambiguous' if found else 'unknown'}; allowed: {listed}")
+        """As `label_of`; None is "no class"."""
+        return {"label": self.num_classes if wanted is None else label_of(wanted, names, self.num_classes)}

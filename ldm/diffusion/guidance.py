@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -105,6 +105,7 @@ class ClassifierGuidance(Guidance):
     classifier: str
     scale: float = 1.0
     conditional: bool = True
+    classifies: ClassVar[bool] = True
 
     @property
     def second(self) -> str:

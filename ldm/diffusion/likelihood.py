@@ -6,11 +6,20 @@ Both are of z0 as the schedule's lowest noise level leaves it; of latents they s
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ldm.interfaces import Denoise
+
+
+class Bins(NamedTuple):
+    """The grid on which data lie, per channel, each (C,1,1): 8-bit images in [-1, 1] have bins of 2/255."""
+
+    width: Tensor
+    low: Tensor  # the lowest value, whose bin reaches down to -infinity
+    high: Tensor  # the highest, whose bin reaches up to infinity
 
 
 def bits_per_dim(nats: Tensor, z: Tensor) -> Tensor:
@@ -22,20 +31,22 @@ def per_sample(a: Tensor) -> Tensor:
     return a.flatten(1).sum(1)
 
 
-def variational_bound(denoise: Denoise, z0: Tensor, sigmas: Tensor, noise: Callable[[], Tensor], bin_width: float = 0.0) -> Tensor:
+def variational_bound(denoise: Denoise, z0: Tensor, sigmas: Tensor, noise: Callable[[], Tensor], bins: Bins | None = None) -> Tensor:
     """(T+1, B) terms of -log p(z0) <= sum, for sigmas (T,) increasing: L_0, L_1 .. L_{T-1}, L_T (Eq. 5, arXiv:2006.11239).
 
     With posterior variances L_t is half the loss of SNR times the squared error of D (Eq. 13, arXiv:2107.00630).  L_0 is a Gaussian
-    density, or, for data on a grid of bin_width (2/255 for 8-bit images in [-1, 1]), the probability of a bin.
+    density, or, for data on a grid, the probability of a bin (Eq. 13, arXiv:2006.11239).
     """
     levels = sigmas.double().tolist()
     error = [per_sample((z0 - denoise(z0 + s * noise(), sigmas[i])).double().square()) for i, s in enumerate(levels[1:], 1)]
     steps = [0.5 * (low**-2 - high**-2) * e for (low, high), e in zip(pairwise(levels), error, strict=True)]
     first, last = levels[0], levels[-1]
     centre = (z0 - denoise(z0 + first * noise(), sigmas[0])).double()
-    if bin_width:
-        normal = torch.distributions.Normal(0.0, first)
-        inside = normal.cdf(centre + bin_width / 2) - normal.cdf(centre - bin_width / 2)
+    if bins is not None:
+        half, edge = bins.width.double() / 2, bins.width / 4
+        upper = torch.where(z0 > bins.high - edge, math.inf, centre + half) / first
+        lower = torch.where(z0 < bins.low + edge, -math.inf, centre - half) / first
+        inside = torch.special.ndtr(upper) - torch.special.ndtr(lower)
         start = per_sample(-inside.clamp(min=1e-12).log())
     else:
         start = per_sample(0.5 * (centre / first) ** 2 + math.log(first) + 0.5 * math.log(2 * math.pi))

@@ -15,10 +15,12 @@ from ldm.interfaces import NoiseSchedule, Objective, TimeSampler
 
 @dataclass(frozen=True)
 class Uniform(TimeSampler):
-    """Every level of the schedule alike."""
+    """Every level of the schedule alike; continuous: also between them."""
+
+    continuous: bool = False
 
     def sample(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
-        return (u * len(schedule.sigmas)).floor()
+        return u * (len(schedule.sigmas) - 1) if self.continuous else (u * len(schedule.sigmas)).floor()
 
 
 @dataclass(frozen=True)

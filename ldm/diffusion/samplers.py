@@ -115,6 +115,8 @@ class DPMSolverPP2S(Sampler):
 
     eta: float = 0.0
 
+    ancestral = False  # noise comes in halves
+
     def __post_init__(self) -> None:
         require_eta(self.eta)
 
@@ -123,13 +125,14 @@ class DPMSolverPP2S(Sampler):
             z0 = denoise(x, sigmas[i])
             if s_next > 0:
                 middle = math.sqrt(s * s_next)
-                down, up = ancestral_split(s, middle, self.eta)
-                half = torch.lerp(z0, x, down / s)
-                z0 = denoise(half + up * noise() if up > 0 else half, _level(middle))
-            down, up = ancestral_split(s, s_next, self.eta)
-            x = torch.lerp(z0, x, down / s)
-            if up > 0:
-                x = x + up * noise()
+                h = _gap(s, middle)
+                kept, added = math.exp(-h * (1 + self.eta)), math.sqrt(-math.expm1(-2 * self.eta * h))
+                early = middle * added * noise() if self.eta else 0 * x
+                z0 = denoise(torch.lerp(z0, x, kept) + early, _level(middle))
+                x = torch.lerp(z0, x, kept**2) + kept * early  # the noise of the first half is part of the whole step's
+                x = x + s_next * added * noise() if self.eta else x
+            else:
+                x = z0
             yield x
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldm import model_folder
 from ldm.diffusion.denoiser import Prediction
+from ldm.diffusion.schedule import Spacing
 from ldm.frames import strip
 from ldm.interfaces import Autoencoder, Batch, Cond, Conditioner, Denoise, Guidance, Network, NoiseSchedule, Objective, Sampler
 from ldm.ranges import to_float
@@ -22,8 +23,9 @@ class DiffusionStage(TrainingStage):
     """Minimises the objective; `drop` of the samples lose their condition (arXiv:2207.12598).
 
     first_stage: model folder or checkpoint of stage 1, or of a stage 2 that holds one, or an autoencoder that has nothing to learn
-    (Pixels).  sampler, guidance, sampling_steps: for the validation pictures.  init: model folder or checkpoint of a stage 2 to start
-    from; input channels that it does not have begin as zeros, a UNet of clips as one of images does.
+    (Pixels).  sampler, guidance, sampling_steps, spacing: of the validation pictures, and of the model's pictures unless asked otherwise.
+    init: model folder or checkpoint of a stage 2 to start from; input channels that it does not have begin as zeros, a UNet of clips as
+    one of images does.
     """
 
     def __init__(
@@ -36,7 +38,8 @@ class DiffusionStage(TrainingStage):
         sampler: Sampler,
         guidance: Guidance,
         prediction: Prediction = "eps",
-        sampling_steps: int = 25,
+        sampling_steps: int | list[float] = 25,
+        spacing: Spacing = "trailing",
         drop: float = 0.1,
         init: str | None = None,
         optimizer: AdamW = AdamW(),  # noqa: B008  frozen
@@ -50,7 +53,7 @@ class DiffusionStage(TrainingStage):
         if init is not None:
             start_from(self.model, init)
         self.objective, self.drop, self.optimizer, self.seed = objective, drop, optimizer, seed
-        self.recipe, self.held_out_loss = Recipe(sampler, guidance, sampling_steps), self.mean()
+        self.recipe, self.held_out_loss = Recipe(sampler, guidance, sampling_steps, spacing), self.mean()
 
     def on_fit_start(self) -> None:
         """Cache the latents, if the data module has a cache; measure them, unless a checkpoint brought the statistics."""

@@ -19,6 +19,7 @@ from ldm.diffusion.schedule import Spacing
 from ldm.diffusion.tasks import mixture, slerp, windows
 from ldm.diffusion.variance import LearnedNoise
 from ldm.interfaces import Batch, Denoise, Given, Guidance, Sampler, Seen, Task
+from ldm.labels import label_of
 from ldm.stages.latents import LatentSpace
 from ldm.stages.model import LatentDiffusion
 
@@ -114,7 +115,7 @@ def _generate(
         raise ValueError("a model that is given images makes larger pictures in one piece: leave windows out")
 
     def batch(wanted: Sequence[str | int | None]) -> Batch:
-        asked = [model.conditioner.request(condition, classes) for condition in wanted]
+        asked = [entry_of(model, recipe.guidance, condition, classes) for condition in wanted]
         found: Batch = {key: [entry[key] for entry in asked] for key in asked[0]}
         found = {key: torch.tensor(values, device=device) if isinstance(values[0], int) else values for key, values in found.items()}
         return found if seen is None else {**found, "seen": seen}
@@ -133,7 +134,8 @@ def _generate(
         return model.noise(torch.stack([draw() for draw in draws]).to(device))
 
     sigmas = denoiser.schedule.steps(recipe.steps, recipe.spacing)
-    learned = LearnedNoise(denoiser, sigmas, noise) if denoiser.network.learn_variance else None
+    learns = denoiser.network.learn_variance and recipe.sampler.ancestral and not recipe.windows
+    learned = LearnedNoise(denoiser, sigmas, noise) if learns else None
     negatives = [request.negative for request in requests]
     negative = batch(negatives) if any(wanted is not None for wanted in negatives) else None
     predict = learned.predict if learned else None
@@ -164,6 +166,14 @@ def _generate(
         progress()
     pictures = latents.to_images(z).clamp(-1, 1)
     return pictures if task is None or given is None else task.finish(pictures, given)
+
+
+def entry_of(model: LatentDiffusion, guidance: Guidance, wanted: str | int | None, classes: list[str]) -> Batch:
+    """One picture's batch entries for what a user asks for; a classifier's guidance gives classes to a model without."""
+    if guidance.classifies and not model.conditioner.num_classes:
+        label = label_of(wanted, classes, len(classes)) if wanted is not None else -1
+        return {**model.conditioner.request(None, classes), "label": label}
+    return model.conditioner.request(wanted, classes)
 
 
 def _sources(requests: Sequence[Request]) -> tuple[Tensor, Tensor]:

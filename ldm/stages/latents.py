@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ldm.diffusion.likelihood import Bins
 from ldm.interfaces import Autoencoder, Posterior
 from ldm.stages.clips import FrameStack
 
@@ -57,6 +58,15 @@ class LatentSpace(nn.Module):
         if size[0] % factor or size[1] % factor or min(size) < factor:
             raise ValueError(f"pictures of {size[1]}x{size[0]} px: both must be multiples of the autoencoder's factor {factor}")
         return size[0] // factor, size[1] // factor
+
+    @property
+    def bins(self) -> Bins | None:
+        """The grid of 8-bit images in these latents, where they are the pixels themselves."""
+        if not self.autoencoder.pixels:
+            return None
+        ends = torch.tensor([-1.0, 1.0], device=self.shift.device)
+        low, high = ((end - self.shift) / self.scale for end in ends)
+        return Bins(*(a[:, None, None] for a in (2 / 255 / self.scale, low, high)))
 
     @property
     def measured(self) -> bool:

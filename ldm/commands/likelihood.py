@@ -1,0 +1,124 @@
+"""likelihood: how probable a model thinks images are, in bits per dimension."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.commands.configs import PARSER, plain_errors, quiet
+from ldm.commands.evaluate import open_images
+from ldm.commands.predict import load
+from ldm.diffusion.guidance import CFG
+from ldm.diffusion.likelihood import bits_per_dim, log_likelihood, variational_bound
+from ldm.model_folder import write_atomically
+from ldm.ranges import to_float
+from ldm.stages.generation import entry_of
+
+BINS = 10  # rows of the table that are shown
+
+
+def likelihood(
+    model: str,
+    images: str,
+    num: int = 32,
+    steps: int = 1000,
+    ode_steps: int = 0,
+    batch_size: int = 32,
+    seed: int = 0,
+    out: str | None = None,
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+) -> int:
+    """The variational bound of images in bits per dimension, by noise level, and the density by the probability-flow ODE.
+
+    Of a model in pixels these are bits of 8-bit images; of a latent model they are those of the images' normalised latents, a density,
+    which can be below 0 and compares models of the same first stage only.  Classes are the images' own where the model knows them.
+
+    Args:
+        model: model folder, checkpoint or the name of a shipped model: emoji
+        images: folder of images, `emoji` or `digits`; held-out ones, if the model was trained on the rest
+        num: how many of them, evenly chosen
+        steps: noise levels of the bound, all of the schedule's by default
+        ode_steps: of the ODE (Heun, two calls and their gradients each); 0: none
+        batch_size: images per network call
+        seed: of the noise
+        out: file (.json) for all terms
+        device: cpu, cuda
+    """
+    if min(num, steps, batch_size) < 1 or ode_steps < 0:
+        raise ValueError(
+            f"num is {num}, steps {steps}, batch_size {batch_size}, ode_steps {ode_steps}: the first three are at least 1, the last 0"
+        )
+    quiet()
+    loaded = load(model)
+    network, latents = loaded.model.to(device).eval(), loaded.model.latents
+    latents.require_measured()
+    if network.conditioner.shrinks:
+        raise ValueError("this model makes pictures from images: a likelihood is computed of models of classes, texts or nothing")
+    source = open_images(images, int(loaded.card["size"]))
+    chosen = torch.linspace(0, len(source) - 1, min(num, len(source))).round().long().tolist()
+    levels = network.denoiser.schedule.steps(min(steps, len(network.denoiser.schedule.sigmas)))[:-1].flip(0).to(device)
+    bounds, densities = [], []
+    for start in tqdm(range(0, len(chosen), batch_size), desc="Measuring", unit="batch"):
+        part = chosen[start : start + batch_size]
+        z0 = latents.to_latents(to_float(torch.stack([source.pixels(i) for i in part])).to(device))
+        entries = [_entry(loaded, source.records[i]) for i in part]
+        batch: dict[str, Any] = {key: [entry[key] for entry in entries] for key in entries[0]}
+        batch = {key: torch.tensor(v, device=device) if isinstance(v[0], int) else v for key, v in batch.items()}
+        denoise = network.guided(batch, CFG(1.0))
+        generator = torch.Generator().manual_seed(seed + start)
+
+        def noise(like: Tensor = z0, generator: torch.Generator = generator) -> Tensor:
+            return torch.randn(like.shape, generator=generator).to(like)
+
+        with torch.no_grad():
+            bounds.append(variational_bound(denoise, z0, levels, lambda: network.noise(noise()), latents.bins).cpu())
+        if ode_steps:
+            places = network.denoiser.schedule.steps(min(ode_steps, len(network.denoiser.schedule.sigmas)))[:-1].flip(0).to(device)
+            shift = 0.0
+            if latents.bins is not None:  # uniform noise within the bins, whose probability is asked for
+                z0 = z0 + latents.bins.width * (torch.rand(z0.shape, generator=generator) - 0.5).to(z0)
+                shift = float(latents.bins.width.double().log().expand_as(z0[0]).sum())
+            densities.append((log_likelihood(denoise, z0, places, lambda: noise().sign()) + shift).cpu())
+    terms = bits_per_dim(torch.cat(bounds, dim=1), z0)
+    results: dict[str, Any] = {"bits/dim, bound": float(terms.sum())}
+    if densities:
+        results["bits/dim, ODE"] = float(bits_per_dim(-torch.cat(densities), z0))
+    facts = {"n": len(chosen), "levels": len(levels), "of": "latents" if latents.bins is None else "8-bit images"}
+    if out:
+        table = [{"sigma": float(s), "bits": float(b)} for s, b in zip(levels, terms[:-1], strict=True)]
+        write_atomically(Path(out), (json.dumps({**results, **facts, "prior": float(terms[-1]), "terms": table}, indent=1) + "\n").encode())
+    _show(levels.cpu(), terms)
+    print("\n".join(f"{name:<22} {value:.4f}" for name, value in results.items()))
+    print(f"{facts['n']} images of {images}, {facts['of']}, {facts['levels']} noise levels")
+    return 0
+
+
+def _entry(loaded: Any, record: Any) -> dict[str, Any]:
+    """What the model is told of an image of which it knows the class or text."""
+    conditioner, names = loaded.model.conditioner, loaded.card["classes"]
+    asked = conditioner.asked()
+    if len(asked) == 1 and asked[0].num_classes:
+        return conditioner.request(record.label if record.label in names else None, names)
+    if len(asked) == 1 and asked[0].takes_text:
+        return conditioner.request(record.text, names)
+    return entry_of(loaded.model, CFG(), None, names)
+
+
+def _show(levels: Tensor, terms: Tensor) -> None:
+    """Sums of L_0, of about equal numbers of steps, and of L_T."""
+    print(f"{'noise levels':<22} bits/dim")
+    print(f"{f'data, {levels[0]:.3g}':<22} {float(terms[0]):.4f}")
+    for part in torch.arange(1, len(levels)).chunk(BINS):
+        print(f"{f'{levels[part[0] - 1]:.3g} to {levels[part[-1]]:.3g}':<22} {float(terms[part].sum()):.4f}")
+    print(f"{f'prior, {levels[-1]:.3g}':<22} {float(terms[-1]):.4f}")
+
+
+def main(command: str, arguments: list[str]) -> int:
+    parser = ArgumentParser(prog=f"ldm {command}", description="How probable a model thinks images are.", **PARSER)
+    parser.add_function_arguments(likelihood)
+    with plain_errors():
+        return likelihood(**vars(parser.parse_args(arguments)))
