@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import stage1
+from conftest import CSV, QUIET, stage1
 from test_errors import fails_with
 from torch import Tensor
 
@@ -239,3 +239,22 @@ def test_two_processes_with_half_the_batch_make_the_steps_of_one(tmp_path: Path)
     assert min(moved.values()) > 4e-6, min(moved, key=moved.__getitem__)
     apart = {name: float((one[name] - two_ranks[name]).abs().max()) for name in one}
     assert max(apart.values()) <= 1e-6, max(apart, key=apart.__getitem__)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Codebooks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_restarts_keep_the_codebook_in_use_on_emoji(tmp_path: Path) -> None:
+    """configs/autoencoder/emoji-vq.yaml, 512 codes, 300 steps; without restarts the same run collapses."""
+    used = {}
+    for restart in (0.03, 0.0):
+        run = tmp_path / str(restart)
+        command = ["fit", *CSV, *QUIET, "-c", "data/emoji.yaml", "-c", "autoencoder/emoji-vq.yaml", "--run", str(run)]
+        limits = ["--trainer.max_steps=300", "--trainer.val_check_interval=300"]
+        assert main([*command, *limits, f"--model.autoencoder.bottleneck.restart={restart}"]) == 0
+        used[restart] = logged(run)["val/codes_used"][299]
+    assert used[0.03] > 0.9
+    assert used[0.0] < 0.5

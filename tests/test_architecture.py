@@ -14,7 +14,7 @@ ALLOWED = {
     "labels": set(),
     "degradations": {"interfaces"},
     **{leaf: {"interfaces", "ranges", "frames", "degradations"} for leaf in LEAVES},
-    "conditioning": {"interfaces", "nn", "ranges", "labels"},
+    "conditioning": {"interfaces", "nn", "ranges", "frames", "labels"},
     "autoencoder": {"interfaces", "nn"},
     "metrics": {"interfaces", "nn", "ranges"},
     "interop": {"interfaces", "autoencoder"},

@@ -1,5 +1,6 @@
 """Images as conditions: what training images suffer, what the network is told of them, and the models trained so."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -197,6 +198,18 @@ def test_several_conditions_at_once() -> None:
         Together([Concat(Holes())]).request("b", [])
 
 
+def test_each_frame_of_a_clip_has_the_mask_beside_its_latents() -> None:
+    x, mask = normal(2, 9, 8, 8).clamp(-1, 1), (normal(2, 1, 8, 8, seed=1) > 0).float()
+    clips, single = Concat(Holes(), 3, frames=3), Concat(Holes(), 3)
+    found = clips.encode({"seen": Seen(x, mask)}, partial(F.avg_pool2d, kernel_size=2)).concat
+    assert found is not None
+    assert found.shape[1] == clips.concat_channels == 12
+    for frame, mine in enumerate(found.chunk(3, dim=1)):
+        one = single.encode({"seen": Seen(x[:, 3 * frame : 3 * frame + 3], mask)}, partial(F.avg_pool2d, kernel_size=2)).concat
+        assert torch.equal(mine, one)
+        assert torch.equal(clips.null({"image": x}).concat.chunk(3, dim=1)[frame], single.null({"image": x}).concat)
+
+
 def test_classes_and_numbers_are_asked_for_together() -> None:
     together = Together([ClassLabel(3, 6), Numbers({"age": [0, 100], "dose": [0, 1]}, 8)])
     names = ["a", "b", "c"]
@@ -322,7 +335,7 @@ def test_a_model_that_is_given_images_starts_as_the_model_that_was_not(trained: 
     with pytest.raises(ValueError, match="images of 0 channels, the conditioner makes 3: set the network's concat_channels to 3"):
         with_channels(path, Concat(Holes(), 2))
     wrong = with_channels(path, Concat(Fixed(Grey())), concat_channels=4)
-    with pytest.raises(ValueError, match="has 2 latent channels, Concat's channels is 4"):
+    with pytest.raises(ValueError, match="has 2 latent channels, Concat 1 x 4"):
         wrong.conditioner.encode({"image": to_uint8(images())}, wrong.latents.to_latents)
 
 

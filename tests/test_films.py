@@ -13,7 +13,7 @@ from torch import nn
 from ldm import model_folder
 from ldm.autoencoder.bottleneck import KL
 from ldm.autoencoder.conv import ConvAutoencoder
-from ldm.callbacks.writer import settings_in
+from ldm.callbacks.writer import frames_in, settings_in
 from ldm.cli import main
 from ldm.data.films import ClipImages, count_frames, frames_of, milliseconds_of, write_film
 from ldm.degradations import LUMA, Grey
@@ -239,6 +239,27 @@ def test_clips_from_the_command_line(trained: Path, films: Path, tmp_path: Path,
     arguments = [str(tmp_path / "film" / "1.png"), model, "--image", str(tmp_path / "six.gif"), "--device=cpu"]
     assert main(["again", *arguments, "--out", str(tmp_path / "again2")]) == 0
     assert (tmp_path / "again2" / "1.png").read_bytes() == (tmp_path / "film" / "1.png").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:1 of 12 films")
+def test_a_film_is_inpainted_by_a_model_of_clips(trained: Path, films: Path, tmp_path: Path) -> None:
+    start = str(trained / "diffusion" / "model")
+    command = ["fit", "-c", "trainer/cpu.yaml", "-c", "trainer/csv.yaml", "-c", "data/clips.yaml", "-c", "diffusion/digits.yaml"]
+    command += ["-c", "finetune/video.yaml", "-c", "task/inpainting.yaml", *TINY_DIFFUSION, "--trainer.enable_model_summary=false"]
+    command += [f"--model.first_stage={start}", f"--model.init={start}", "--run", str(tmp_path), f"--data.path={films}", "--data.size=32"]
+    command += ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--data.batch_size=2", "--data.frames=3", "--data.cache=null"]
+    command += ["--model.network.frames=3", "--model.network.concat_channels=3", "--model.conditioner.frames=3"]
+    assert main([*command, "--model.conditioner.channels=2", "--trainer.limit_val_batches=1"]) == 0
+    write_film(film(3, 32), tmp_path / "film.gif")
+    mask = np.zeros((32, 32), dtype=np.uint8)
+    mask[:, 16:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    files = ["--image", str(tmp_path / "film.gif"), "--mask", str(tmp_path / "mask.png"), "--watermark=false"]
+    sample = ["sample", str(tmp_path / "inpainting" / "model"), *files, "--steps=2", "--device=cpu", "--out", str(tmp_path / "out")]
+    assert main([*sample, "--n=2"]) == 0
+    for made in (pixels(frames_in(tmp_path / "out" / f"{i}.png", 3)) for i in range(2)):
+        shown = pixels([frame.image for frame in frames_of(tmp_path / "film.gif")])
+        assert np.array_equal(made[:, :, :16], shown[:, :, :16]), "what is known has the given pixels in every frame"
 
 
 def test_a_video_goes_in_and_a_video_of_the_same_pace_comes_out(trained: Path, tmp_path: Path) -> None:

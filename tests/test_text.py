@@ -61,7 +61,17 @@ def test_states_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     assert cond.tokens[0].std() > 0.01
     null = conditioner.null({"text": texts})
     assert torch.equal(null.tokens[0], cond.tokens[2])  # type: ignore[index]
-    assert Text(str(folder), vector=False).encode({"text": texts}, lambda x: x).vector is None
+    assert Text(str(folder), vector="none").encode({"text": texts}, lambda x: x).vector is None
+    pooled = Text(str(folder), max_tokens=8, vector="pooled")
+    if kind == "t5":
+        with pytest.raises(ValueError, match="no pooled vector: set the conditioner's vector to mean"):
+            pooled.encode({"text": texts}, lambda x: x)
+    else:
+        found = pooled.encode({"text": texts}, lambda x: x)
+        assert torch.equal(found.tokens, cond.tokens)  # type: ignore[arg-type]
+        for i, text in enumerate(texts):
+            tokens = {k: v for k, v in tokenizer(text, return_tensors="pt").items() if k != "token_type_ids"}
+            torch.testing.assert_close(found.vector[i], network(**tokens).pooler_output[0].detach(), rtol=2e-3, atol=2e-3)  # type: ignore[index]
     long = conditioner.encode({"text": ["red " * 50]}, lambda x: x)
     assert long.mask.sum() == 8, "cut, not refused"  # type: ignore[union-attr]
 

@@ -3,10 +3,11 @@
 python tools/compare_diffusion.py [--steps 2500] [--num 256] [--out runs/compare-diffusion] [--only predictions]
 
 predictions  one model per prediction type, the same network, steps and first stage (that of the carried model)
-samplers     --model (default: the carried one) with each sampler, number of network calls and guidance scale
+samplers     --model (default: the carried one) with each sampler, number of network calls and guidance scale (some samplers with one)
+guidance     --model with the default sampler and other guidance than a constant scale
 
 Every set of pictures has the classes of as many real emoji, evenly chosen; distances are to all 1,911.  Writes predictions.md,
-samplers.md, results.json, predictions.png (the same seeds and classes, a row per prediction) and samplers.png (curves).
+samplers.md, guidance.md, results.json, predictions.png (the same seeds and classes, a row per prediction) and samplers.png (curves).
 """
 
 import argparse
@@ -27,9 +28,9 @@ from ldm import model_folder
 from ldm.commands.evaluate import measure
 from ldm.data.datasets import EmojiImages
 from ldm.data.transforms import as_image, grid
-from ldm.diffusion.guidance import CFG
-from ldm.diffusion.multistep import UniPC
-from ldm.diffusion.samplers import Ancestral, DPMSolverPP2M, Heun
+from ldm.diffusion.guidance import APG, CFG
+from ldm.diffusion.multistep import DEIS, LMS, PLMS, UniPC
+from ldm.diffusion.samplers import Ancestral, DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3M, Heun
 from ldm.metrics.distances import Statistics, frechet_distance, kernel_distance
 from ldm.metrics.features import MobileNetV2
 from ldm.ranges import to_uint8
@@ -44,8 +45,22 @@ SAMPLERS = {
     "DPM-Solver++ 2M": DPMSolverPP2M(),
     "DPM-Solver++ 2M SDE": DPMSolverPP2M(1.0),
     "UniPC-2": UniPC(),
+    "DPM-Solver++ 2S": DPMSolverPP2S(),
+    "DPM-Solver++ 3M": DPMSolverPP3M(),
+    "DEIS-3": DEIS(),
+    "LMS-4": LMS(),
+    "PLMS": PLMS(),
 }
-CALLS, SCALES = (5, 9, 25), (1.0, 2.0, 3.0)
+CALLS, SCALES, SCALE = (5, 9, 25), (1.0, 2.0, 3.0), 2.0
+CROSSED = 6  # samplers with every scale; the others have SCALE
+TWO_CALLS = (Heun, DPMSolverPP2S)  # per step, one in the last
+GUIDANCE = {
+    "CFG 3": CFG(3.0),
+    "CFG 3, sigma 0.3 to 5": CFG(3.0, low=0.3, high=5.0),
+    "CFG 3, rescale 0.7": CFG(3.0, rescale=0.7),
+    "APG 3": APG(3.0),
+    "APG 5": APG(5.0),
+}
 
 
 class Judge:
@@ -97,10 +112,12 @@ def predictions(judge: Judge, out: Path, steps: int) -> dict[str, dict[str, floa
 
 def samplers(judge: Judge, out: Path, model: str) -> list[dict[str, Any]]:
     loaded, results = model_folder.load(model), []
-    for name, sampler in SAMPLERS.items():
+    for number, (name, sampler) in enumerate(SAMPLERS.items()):
         for calls in CALLS:
-            for scale in SCALES:
-                steps = (calls + 1) // 2 if name == "Heun" else calls  # two calls per step, one in the last
+            for scale in SCALES if number < CROSSED else (SCALE,):
+                steps = (calls + 1) // 2 if isinstance(sampler, TWO_CALLS) else calls
+                if isinstance(sampler, PLMS):
+                    steps = calls - 1  # its first step has two
                 found = judge(loaded, f"{name}, {calls} calls, scale {scale}", sampler=sampler, steps=steps, guidance=CFG(scale))
                 results.append({"sampler": name, "calls": calls, "scale": scale, **found})
                 print({key: round(value, 4) for key, value in found.items()}, flush=True)
@@ -109,7 +126,8 @@ def samplers(judge: Judge, out: Path, model: str) -> list[dict[str, Any]]:
     lines += ["| sampler | " + " | ".join(f"{calls}, {scale:g}" for calls in CALLS for scale in SCALES) + " |"]
     lines += ["|---" * (1 + len(CALLS) * len(SCALES)) + "|"]
     for name in SAMPLERS:
-        lines.append(f"| {name} | " + " | ".join(f"{table[name, calls, scale]:.1f}" for calls in CALLS for scale in SCALES) + " |")
+        cells = [table.get((name, calls, scale)) for calls in CALLS for scale in SCALES]
+        lines.append(f"| {name} | " + " | ".join("" if cell is None else f"{cell:.1f}" for cell in cells) + " |")
     best = min(results, key=lambda r: r["FD-mnv2"])
     lines += ["", f"least: {best['sampler']}, {best['calls']} calls, scale {best['scale']:g}: {best['FD-mnv2']:.1f}"]
     lines += [f"as many real emoji: {judge.floor['FD-mnv2']:.1f}"]
@@ -118,14 +136,24 @@ def samplers(judge: Judge, out: Path, model: str) -> list[dict[str, Any]]:
     return results
 
 
+def guidance(judge: Judge, out: Path, model: str) -> dict[str, dict[str, float]]:
+    loaded = model_folder.load(model)
+    results = {name: judge(loaded, name, guidance=made) for name, made in GUIDANCE.items()}
+    lines = ["| guidance | FD-mnv2 | KID-mnv2 |", "|---|---|---|"]
+    lines += [f"| {name} | {row['FD-mnv2']:.1f} | {row['KID-mnv2']:.4f} |" for name, row in results.items()]
+    finish(out / "guidance.md", lines)
+    return results
+
+
 def curves(table: dict[tuple[str, int, float], float], floor: float, path: Path) -> None:
     mpl.use("Agg")
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for name in SAMPLERS:
-        least = [min(table[name, calls, scale] for scale in SCALES) for calls in CALLS]
-        axes[0].plot(CALLS, least, marker="o", label=name)
-        axes[1].plot(SCALES, [table[name, CALLS[-1], scale] for scale in SCALES], marker="o", label=name)
-    axes[0].set(xlabel="network calls", ylabel="FD-mnv2 at the best guidance scale", xscale="log")
+    for number, name in enumerate(SAMPLERS):
+        style = {"marker": "o", "label": name, "linestyle": "-" if number < CROSSED else ":", "color": f"C{number % 10}"}
+        axes[0].plot(CALLS, [table[name, calls, SCALE] for calls in CALLS], **style)
+        if number < CROSSED:
+            axes[1].plot(SCALES, [table[name, CALLS[-1], scale] for scale in SCALES], **style)
+    axes[0].set(xlabel="network calls", ylabel=f"FD-mnv2 at guidance scale {SCALE:g}", xscale="log")
     axes[0].set_xticks(CALLS, [str(calls) for calls in CALLS])
     axes[0].minorticks_off()
     axes[1].set(xlabel="guidance scale", ylabel=f"FD-mnv2 at {CALLS[-1]} network calls", xticks=SCALES)
@@ -146,16 +174,18 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=256, help="pictures per set")
     parser.add_argument("--model", default="emoji", help="for the samplers' table")
     parser.add_argument("--out", type=Path, default=Path("runs/compare-diffusion"))
-    parser.add_argument("--only", choices=["predictions", "samplers"])
+    parser.add_argument("--only", choices=["predictions", "samplers", "guidance"])
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     judge, target = Judge(args.num), args.out / "results.json"
     results = json.loads(target.read_text()) if target.is_file() else {}
     results |= {"steps": args.steps, "num": args.num, "floor": judge.floor}
-    if args.only != "samplers":
+    if args.only in (None, "predictions"):
         results["predictions"] = predictions(judge, args.out, args.steps)
-    if args.only != "predictions":
+    if args.only in (None, "samplers"):
         results["samplers"] = samplers(judge, args.out, args.model)
+    if args.only in (None, "guidance"):
+        results["guidance"] = guidance(judge, args.out, args.model)
     target.write_text(json.dumps(results, indent=1) + "\n")
 
 

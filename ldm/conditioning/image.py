@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.frames import apart, together
 from ldm.interfaces import Batch, Cond, Conditioner, Corruption, Features, Seen
 from ldm.nn.attention import timestep_embedding
 from ldm.nn.pretrained import Frozen
@@ -18,16 +19,17 @@ class Concat(Conditioner):
     """The latents of what is left of an image, appended to the channels of x: super-resolution, restoration, inpainting, ...
 
     In training that is what `corruption` leaves of the image, or without one the image's map; batch["seen"] comes first.  A mask becomes
-    one more channel, 1 where a latent is to be made anew; the image is grey there.  channels: of the latents.  noise > 0: in training,
+    one more channel, 1 where a latent is to be made anew; the image is grey there.  channels: of the latents, of each of the `frames` of
+    clips, whose mask is the same for all.  noise > 0: in training,
     noise of a level up to that is added to the latents and the level told in a vector of 64 values, so that the model trusts them less
     (arXiv:2106.15282).
     """
 
-    def __init__(self, corruption: Corruption | None = None, channels: int = 4, noise: float = 0.0) -> None:
+    def __init__(self, corruption: Corruption | None = None, channels: int = 4, noise: float = 0.0, frames: int = 1) -> None:
         super().__init__()
-        self.corruption, self.channels, self.noise = corruption, channels, noise
+        self.corruption, self.channels, self.noise, self.frames = corruption, channels, noise, frames
         self.shrinks, self.masks = (1, False) if corruption is None else (corruption.shrinks, corruption.masks)
-        self.concat_channels = channels + self.masks
+        self.concat_channels = frames * (channels + self.masks)
         self.vector_dim = LEVEL_DIM if noise else 0
 
     def see(self, batch: Batch) -> Seen:
@@ -45,14 +47,17 @@ class Concat(Conditioner):
             mask = torch.ones_like(x[:, :1]) if mask is None else mask
             x = x * (1 - mask)
         z = to_latents(x)
-        if z.shape[1] != self.channels:
-            raise ValueError(f"the first stage has {z.shape[1]} latent channels, Concat's channels is {self.channels}: set it to that")
+        if z.shape[1] != self.frames * self.channels:
+            raise ValueError(
+                f"the first stage has {z.shape[1]} latent channels, Concat {self.frames} x {self.channels} (frames x channels): set these"
+            )
         level = torch.zeros(len(z), device=z.device)
         if self.noise and self.training:
             level = self.noise * torch.rand_like(level)
             z = z + level.view(-1, 1, 1, 1) * torch.randn_like(z)
         if self.masks and mask is not None:
-            z = torch.cat([z, F.max_pool2d(mask, mask.shape[-1] // z.shape[-1])], dim=1)
+            anew = F.max_pool2d(mask, mask.shape[-1] // z.shape[-1]).repeat_interleave(self.frames, dim=0)
+            z = together(torch.cat([apart(z, self.frames), anew], dim=1), self.frames)
         return Cond(self._told(level), concat=z)
 
     def null(self, batch: Batch) -> Cond:
@@ -60,7 +65,7 @@ class Concat(Conditioner):
         like = batch["seen"].x if "seen" in batch else batch["image"]
         concat = torch.zeros(len(like), self.concat_channels, 1, 1, device=like.device)
         if self.masks:
-            concat[:, -1] = 1
+            concat[:, self.channels :: self.channels + 1] = 1
         return Cond(self._told(torch.zeros(len(like), device=like.device)), concat=concat)
 
     def _told(self, level: Tensor) -> Tensor | None:

