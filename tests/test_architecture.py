@@ -25,6 +25,7 @@ ALLOWED = {
         "interfaces",
         "ranges",
         "degradations",
+        "frames",
         "data",
         "nn",
         "autoencoder",

@@ -303,7 +303,10 @@ def test_what_does_not_belong_to_a_picture_is_refused(trained: Path, picture: di
 
 def test_how_a_picture_comes_about_is_shown(trained: Path, tmp_path: Path) -> None:
     model, out = trained / "diffusion" / "model", tmp_path / "out"
-    made = sample(model, out, "--frames=3", "--steps=4", "--class=3,8")
+    made = sample(model, out, "--frames=3", "--steps=4", "--class=3,8", "--preview=true", "--watermark=false")
+    preview = np.asarray(Image.open(out / "preview.png"), dtype=int)
+    for i, start in enumerate((2, 36)):
+        assert np.abs(preview[2:34, start : start + 32] - made[i]).max() <= 1, "after the last step"
     for i in range(2):
         strip = np.asarray(Image.open(out / f"{i}-steps.png"), dtype=int)
         assert strip.shape == (36, 2 + 3 * 34, 3)

@@ -55,6 +55,17 @@ def test_tiles_of_the_carried_autoencoder_come_within_a_stated_tolerance() -> No
         assert float((tiled.encode(x).mode() - z).abs().mean()) < 0.05 * float(z.std())
 
 
+def test_tiles_leave_no_seams() -> None:
+    """The mean step in brightness from a column, or row, to the next, against that of the picture decoded in one piece."""
+    model = load("emoji").model.latents.autoencoder
+    with torch.no_grad():
+        z = model.encode(collage(4)).mode()
+        pictures = Tiled(model, 128, 32).decode(z), model.decode(z)
+    for direction in (2, 3):
+        tiled, whole = (picture.diff(dim=direction).abs().mean((0, 1, 5 - direction)) for picture in pictures)
+        assert float((tiled / whole).max()) < 1.2
+
+
 def test_tiles_that_do_not_fit() -> None:
     model = ConvAutoencoder(KL(2), 8, (1, 2, 2), 1)
     for tile, overlap in ((30, 8), (32, 6), (32, 32), (32, 0)):

@@ -1,11 +1,11 @@
 """What the perceptual and the adversarial loss do for an autoencoder: three runs on emoji with the same number of steps.
 
-python tools/compare_losses.py [--steps 1400] [--out runs/compare-losses]
+python tools/compare_losses.py [--steps 2000] [--out runs/compare-losses]
 
 Writes table.md, table.json and reconstructions.png (held-out emoji; originals, then a row per run).  Lite0 is the network of the
 perceptual loss; rFD and rKID are measured by another one, MobileNetV2.  The autoencoder has convolutions at every size, unlike that of
 configs/autoencoder/emoji.yaml, whose last layer makes patches of 4 x 4 px: there an adversarial loss raised rFD.  The discriminator
-comes at 60 % of the steps.  Runs in the folder that are done are kept.
+comes at half of the steps.  Runs in the folder that are done are kept.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def train(options: list[str], run: Path, steps: int) -> dict[str, float]:
     """Held-out figures of one run."""
     files = [f"configs/{name}.yaml" for name in ("trainer/cpu", "trainer/csv", "data/emoji", "autoencoder/emoji")]
     command = [sys.executable, "-m", "ldm", "fit", *(part for file in files for part in ("-c", file))]
-    command += [option.format(start=6 * steps // 10) for option in options]
+    command += [option.format(start=steps // 2) for option in options]
     command += ["-c", "configs/evaluation/features.yaml", "--model.reconstruction=l1", *AUTOENCODER, f"--data.val_fraction={HELD_OUT}"]
     command += ["--run", str(run), f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
     command += ["--trainer.enable_model_summary=false"]
@@ -61,7 +61,7 @@ def picture(out: Path, columns: int = 16) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=Path("runs/compare-losses"))
     args = parser.parse_args()
     results = {name: train(options, args.out / str(i), args.steps) for i, (name, options) in enumerate(RUNS.items())}

@@ -1,5 +1,6 @@
 """ldm predict: pictures from a trained model, on as many devices as a Trainer has."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import torch
 from jsonargparse import ActionConfigFile
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -26,8 +28,10 @@ from ldm.commands.wishes import Wish
 from ldm.data.transforms import as_image, grid, read_pixels
 from ldm.data.watermark import SMALLEST
 from ldm.diffusion.schedule import Spacing
+from ldm.frames import strip
 from ldm.interfaces import Guidance, Sampler, Task
 from ldm.model_folder import Loaded, write_atomically
+from ldm.ranges import to_uint8
 from ldm.stages.generation import LANES, Generation, Recipe, Request, entry_of
 from ldm.stages.model import LatentDiffusion
 
@@ -66,6 +70,7 @@ def predict(
     watermark: bool = False,
     tile: int = 0,
     overwrite: bool = False,
+    preview: bool = False,
     trusted: list[str] | None = None,
 ) -> int:
     """Sample pictures from a trained model.
@@ -103,6 +108,7 @@ def predict(
         watermark: hide a watermark in the pictures, which `ldm watermark check` finds
         tile: encode and decode large images in tiles of so many px, which overlap by a quarter: little memory
         overwrite: make pictures anew that other settings made
+        preview: write preview.png after every step: the pictures in work as the model sees them
         trusted: packages beside ldm whose classes the model may name
     """
     for name, value, least in (("num", num, 1), ("batch_size", batch_size, 1), ("lanes", lanes, 1), ("per_class", per_class, 0)):
@@ -117,7 +123,7 @@ def predict(
         num, seed, first, [prompt] if isinstance(prompt, str) else prompt or [], [] if unconditional else asked or None, per_class,
         negative, image, mask, shows, towards, between, mix,
     )  # fmt: skip
-    ways = Ways(batch_size, lanes, columns or per_class, overwrite, frames, watermark, tile)
+    ways = Ways(batch_size, lanes, columns or per_class, overwrite, frames, watermark, tile, preview)
     return make(trainer, loaded, wish.requests(loaded, recipe, 16), recipe, Path(out), ways)
 
 
@@ -141,6 +147,7 @@ class Ways:
     frames: int = 0
     watermark: bool = False
     tile: int = 0
+    preview: bool = False
 
 
 def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recipe: Recipe, folder: Path, ways: Ways) -> int:
@@ -172,7 +179,7 @@ def make(trainer: dict[str, Any], loaded: Loaded, requests: list[Request], recip
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     if pending:
-        _run(runner, loaded, recipe, pending, ways)
+        _run(runner, loaded, recipe, pending, ways, folder)
     if runner.is_global_zero:
         _finish(requests, folder, ways.columns)
         print(
@@ -209,12 +216,20 @@ def _pending(requests: list[Request], folder: Path, told: Mapping[int, Any], ove
     return pending
 
 
-def _run(trainer: L.Trainer, loaded: Loaded, recipe: Recipe, pending: list[Request], ways: Ways) -> None:
-    batch_size, lanes = ways.batch_size, max(1, ways.lanes // loaded.model.denoiser.network.frames)
+def _run(trainer: L.Trainer, loaded: Loaded, recipe: Recipe, pending: list[Request], ways: Ways, folder: Path) -> None:
+    frames = loaded.model.denoiser.network.frames
+    batch_size, lanes = ways.batch_size, max(1, ways.lanes // frames)
+
+    def preview(images: Tensor) -> None:
+        data = io.BytesIO()
+        as_image(grid(to_uint8(strip(images, frames)), 1 if frames > 1 else 4)).save(data, format="PNG")
+        write_atomically(folder / "preview.png", data.getvalue())
+
+    shown = preview if ways.preview and trainer.is_global_zero else None
     padded = sum(-(-min(batch_size, len(pending) - start) // lanes) * lanes for start in range(0, len(pending), batch_size))
     total, per_image = -(-padded // trainer.world_size) * recipe.num_steps, 1 / recipe.num_steps
     with tqdm(total=total, desc="Sampling", unit="img", unit_scale=per_image, disable=not trainer.is_global_zero) as bar:
-        generation = Generation(loaded.model, pending, recipe, loaded.card["classes"], lanes, lambda: bar.update(lanes), ways.frames)
+        generation = Generation(loaded.model, pending, recipe, loaded.card["classes"], lanes, lambda: bar.update(lanes), ways.frames, shown)
         positions: Any = range(len(pending))
         trainer.predict(generation, DataLoader(positions, batch_size=batch_size, collate_fn=list), return_predictions=False)
     trainer.strategy.barrier("all pictures written")

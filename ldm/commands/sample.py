@@ -61,6 +61,7 @@ def sample(
     size: str | None = None,
     between: int | None = None,
     frames: int = 0,
+    preview: bool = False,
     watermark: bool = True,
     tile: int = 0,
     out: str = "samples",
@@ -97,6 +98,7 @@ def sample(
             of images)
         between: another seed: the n pictures go from one seed's noise to the other's
         frames: also write <index>.gif and <index>-steps.png, so many images of how each picture comes about
+        preview: write preview.png after every step: the pictures in work as the model sees them
         watermark: hide a watermark in the pictures, which `ldm watermark check` finds
         tile: encode and decode large images in tiles of so many px: little memory
         out: folder for <index>.png, grid.png and manifest.jsonl
@@ -128,7 +130,7 @@ def sample(
     wish = Wish(n, seed, 0, words, asked or None, 0, negative, image, mask, edit, towards, between, mix)
     requests = wish.requests(loaded, recipe, 4)
     trainer = {**SILENT, "accelerator": device, "devices": 1}
-    ways = Ways(overwrite=overwrite, frames=frames, watermark=watermark, tile=tile)
+    ways = Ways(overwrite=overwrite, frames=frames, watermark=watermark, tile=tile, preview=preview)
     status = make(trainer, loaded, requests, recipe, Path(out), ways)
     if image is not None and len({str(request.source and request.source.facts) for request in requests}) > 1:
         pictures = [path_of(Path(out), request.index) for request in requests]

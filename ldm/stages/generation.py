@@ -193,20 +193,26 @@ def _others(requests: Sequence[Request], latents: LatentSpace) -> Tensor | None:
 
 class Generation(L.LightningModule):
     """`generate` for a Trainer: predict_step takes positions in `requests` and returns those requests, their images (N,3,H,W) and, where
-    frames > 0, so many images (N,frames,3,H,W) of D on the way."""
+    frames > 0, so many images (N,frames,3,H,W) of D on the way.  preview gets the images (lanes,3,H,W) of each D."""
 
     def __init__(
         self, model: LatentDiffusion, requests: Sequence[Request], recipe: Recipe, classes: Sequence[str], lanes: int,
-        progress: Callable[[], Any], frames: int = 0,
+        progress: Callable[[], Any], frames: int = 0, preview: Callable[[Tensor], Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.model, self.requests, self.recipe, self.classes = model, requests, recipe, classes
-        self.lanes, self.progress, self.frames = lanes, progress, frames
+        self.lanes, self.progress, self.frames, self.preview = lanes, progress, frames, preview
 
     def predict_step(self, batch: list[int], batch_idx: int) -> tuple[list[Request], Tensor, Tensor | None]:
         requests = [self.requests[position] for position in batch]
         seen: list[Tensor] = []
-        watch = seen.append if self.frames else lambda z0: None
+
+        def watch(z0: Tensor) -> None:
+            if self.frames:
+                seen.append(z0)
+            if self.preview is not None:
+                self.preview(self.model.latents.to_images(z0).clamp(-1, 1))
+
         pictures = generate(self.model, requests, self.recipe, self.classes, self.lanes, self.progress, watch)
         if not seen:
             return requests, pictures, None
