@@ -3,7 +3,10 @@
 Where they differ on purpose:
 - diffusers' DEIS ends above sigma = 0; its UniPC lowers its order step by step before the end.  Compared are the states before.
 - its third-order DPM-Solver++ halves the second derivative (and converges with order 2); not compared, ours is of order 3.
-- its singlestep solver counts calls as steps and puts the second one on the next level; DPM-Solver++(2S) is held to the paper instead.
+- its singlestep solver counts calls as steps and puts the second one on the next level, and its last step is of first order: compared are
+  the steps before, on levels that are even in log sigma, every second of which is one of ours.
+- its Euler and Heun add the noise of s_churn after the network was called without it; ours is held to the paper (Algorithm 2,
+  arXiv:2206.00364).
 """
 
 from collections.abc import Callable
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.multistep import DEIS, LMS, PLMS, UniPC
-from ldm.diffusion.samplers import Ancestral, DPMSolverPP2M, Euler, Heun
+from ldm.diffusion.samplers import Ancestral, DPMSolverPP2M, DPMSolverPP2S, Euler, Heun
 from ldm.interfaces import Cond, Network, Sampler
 
 diffusers = pytest.importorskip("diffusers")
@@ -115,3 +118,18 @@ def test_trajectories_are_those_of_diffusers(name: str, n: int, monkeypatch: pyt
     assert len(mine) == len(other) == n
     for a, b in list(zip(mine, other, strict=True))[: n - case.leave_out]:
         assert float((a - b).abs().max()) < 1e-4 * float(b.abs().max())
+
+
+@pytest.mark.parametrize("n", [5, 10])
+def test_singlestep_trajectories_are_those_of_diffusers(n: int) -> None:
+    options = {"use_exponential_sigmas": True, "solver_type": "midpoint", "final_sigmas_type": "zero"}
+    scheduler, noise = make("DPMSolverSinglestepScheduler", solver_order=2, **options)(), normal(2, 2, 4, 4)
+    scheduler.set_timesteps(2 * n)
+    levels = scheduler.sigmas.double()
+    mine = ours(DPMSolverPP2S(), torch.cat([levels[:-1:2], levels[-1:]]), noise, [])
+    x, other = noise, []
+    for sigma, t in zip(levels, scheduler.timesteps, strict=False):  # their t are rounded
+        x = scheduler.step(wavy(x, SCHEDULE.t(sigma).expand(len(x))).to(x), t, x).prev_sample
+        other.append(x)
+    for a, b in list(zip(mine, other[1::2], strict=True))[:-1]:
+        assert float((a - b).abs().max()) < 1e-5 * float(b.abs().max())
