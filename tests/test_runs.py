@@ -386,7 +386,7 @@ def test_a_negative_class_takes_the_place_of_no_class(trained: Path, tmp_path: P
     assert "class 'ten' is unknown; allowed: 0, 1" in capsys.readouterr().err
 
 
-def test_autoguidance_with_an_earlier_checkpoint_of_the_same_run(trained: Path, tmp_path: Path) -> None:
+def test_a_model_that_guides_itself_changes_nothing(trained: Path, tmp_path: Path) -> None:
     common = ["predict", "--model", str(trained / "diffusion" / "model"), "--num=1", "--steps=2", "--guidance=CFG"]
     weaker = f"--guidance.weaker={trained}/diffusion/model"
     for name, options in {"itself": [weaker, "--guidance.scale=5"], "plain": ["--guidance.scale=1"]}.items():
