@@ -6,7 +6,7 @@ Diffusion runs in x = z0 + sigma * eps, sigma being the noise level relative to 
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, ClassVar, NamedTuple
@@ -340,6 +340,14 @@ class Conditioner(Buildable, nn.Module, ABC):
     def asked(self) -> list["Conditioner"]:
         """Itself, or its parts, where users ask for conditions in words, classes or numbers."""
         return [self] if self.num_classes or self.takes_text or self.numbers else []
+
+    def ask(self, label: str | None, text: str, numbers: Mapping[str, float]) -> str | None:
+        """What `request` takes for a sample of this class, text and numeric attributes; None where there is nothing to ask for."""
+        said = []
+        for part in self.asked():
+            found = ", ".join(f"{name}={numbers[name]}" for name in part.numbers if name in numbers)
+            said.append((label or "") if part.num_classes else text if part.takes_text else found)
+        return " | ".join(said) if any(said) else None
 
     def request(self, wanted: str | int | None, names: list[str]) -> Batch:
         """One sample's batch entries for what a user asks for in words (`names`: the data's class names)."""

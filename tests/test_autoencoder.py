@@ -215,7 +215,7 @@ def test_latents_that_are_not_finite_do_not_spoil_the_codebook() -> None:
 
 def test_what_a_codebook_refuses() -> None:
     for num_codes, decay in ((1, 0.9), (8, 1.1), (8, -0.1)):
-        with pytest.raises(ValueError, match=f"{num_codes} codes with decay {decay}"):
+        with pytest.raises(ValueError, match=f"{num_codes} codes of 3 channels with decay {decay}"):
             VQ(3, num_codes, decay=decay)
 
 

@@ -45,7 +45,7 @@ def test_the_readme_uses_configs_and_options_that_exist(command: list[str], phot
     assert command[1] in COMMANDS
     replaced = {"PICTURES": str(photos()), "runs/mine": str(trained), "runs/mine/diffusion/model": str(trained / "diffusion" / "model")}
     arguments = [replaced.get(part, part) for part in command[1:]]
-    shown = "--help" if command[1] in ("evaluate", "ema", "sample", "again") else "--print_config"
+    shown = "--help" if command[1] in ("evaluate", "ema", "likelihood", "sample", "again") else "--print_config"
     with pytest.raises(SystemExit, match="0"):
         main([*arguments, shown])
     said = capsys.readouterr().out

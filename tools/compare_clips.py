@@ -54,6 +54,7 @@ def train(out: Path, steps: int) -> Path:
         for name in ("trainer/cpu", "trainer/csv", "data/clips", "diffusion/emoji", "finetune/video"):
             command += ["-c", f"configs/{name}.yaml"]
         command += [f"--data.path={films(out / 'films')}", f"--data.frames={FRAMES}", f"--model.network.frames={FRAMES}", "--run", str(out)]
+        command += ["--data.mirror=false"]  # mirrored films turn the other way
         command += ["--model.conditioner=ClassLabel", "--model.conditioner.num_classes=99", "--model.conditioner.dim=64"]
         command += ["--model.network.vector_dim=64", f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
         print("\n$ " + " ".join(command[2:]), flush=True)

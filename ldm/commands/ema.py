@@ -13,6 +13,7 @@ from ldm import model_folder
 from ldm.callbacks.power_ema import reconstruct, stored
 from ldm.commands.configs import PARSER, plain_errors
 from ldm.commands.evaluate import measure, open_images
+from ldm.commands.wishes import said_of
 from ldm.data.datasets import Images
 from ldm.interfaces import Autoencoder, Features
 from ldm.metrics.distances import Statistics, frechet_distance
@@ -41,7 +42,8 @@ def ema(
         std: relative length of the average (0.05: short, 0.15: long); default: that of the candidates with the least Fréchet distance
         step: of the training at which it ends, one that was stored; default: the last.  An early one is a weaker model for autoguidance
         candidates: lengths to choose from
-        reference: images to choose by: a folder, `emoji` or `digits`; stage 1 reconstructs them, stage 2 makes as many pictures
+        reference: images to choose by, held-out ones or all: a folder, `emoji` or `digits`; stage 1 reconstructs them, stage 2 makes as
+            many pictures of their classes or texts
         num: how many of them
         features: in which they are compared; default: MobileNetV2
         device: to choose on
@@ -98,11 +100,10 @@ def pictures(loaded: model_folder.Loaded, images: Images, chosen: list[int], dev
             x = to_float(images.pixels(index)[None].to(device))
             found.append(model.decode(model.encode(x).mode()))
         return to_uint8(torch.cat(found)).cpu()
-    names = loaded.card["classes"] if model.conditioner.num_classes else []
-    requests = [Request(i, 0, names[i * len(names) // len(chosen)] if names else None) for i in range(len(chosen))]
+    requests = [Request(i, 0, said_of(loaded, images.records[index])) for i, index in enumerate(chosen)]
     recipe = Recipe.of(loaded.card)
     with tqdm(total=len(chosen) * recipe.num_steps, desc="Sampling", unit_scale=1 / recipe.num_steps, unit="img") as bar:
-        return to_uint8(generate(model, requests, recipe, names, progress=lambda: bar.update(8))).cpu()
+        return to_uint8(generate(model, requests, recipe, loaded.card["classes"], progress=lambda: bar.update(8))).cpu()
 
 
 def main(command: str, arguments: list[str]) -> int:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ldm.commands.configs import PARSER, plain_errors, quiet
 from ldm.commands.evaluate import open_images
 from ldm.commands.predict import load
+from ldm.commands.wishes import said_of
 from ldm.diffusion.guidance import CFG
 from ldm.diffusion.likelihood import bits_per_dim, log_likelihood, variational_bound
 from ldm.model_folder import write_atomically
@@ -65,7 +66,7 @@ def likelihood(
     for start in tqdm(range(0, len(chosen), batch_size), desc="Measuring", unit="batch"):
         part = chosen[start : start + batch_size]
         z0 = latents.to_latents(to_float(torch.stack([source.pixels(i) for i in part])).to(device))
-        entries = [_entry(loaded, source.records[i]) for i in part]
+        entries = [entry_of(network, CFG(), said_of(loaded, source.records[i]), loaded.card["classes"]) for i in part]
         batch: dict[str, Any] = {key: [entry[key] for entry in entries] for key in entries[0]}
         batch = {key: torch.tensor(v, device=device) if isinstance(v[0], int) else v for key, v in batch.items()}
         denoise = network.guided(batch, CFG(1.0))
@@ -95,17 +96,6 @@ def likelihood(
     print("\n".join(f"{name:<22} {value:.4f}" for name, value in results.items()))
     print(f"{facts['n']} images of {images}, {facts['of']}, {facts['levels']} noise levels")
     return 0
-
-
-def _entry(loaded: Any, record: Any) -> dict[str, Any]:
-    """What the model is told of an image of which it knows the class or text."""
-    conditioner, names = loaded.model.conditioner, loaded.card["classes"]
-    asked = conditioner.asked()
-    if len(asked) == 1 and asked[0].num_classes:
-        return conditioner.request(record.label if record.label in names else None, names)
-    if len(asked) == 1 and asked[0].takes_text:
-        return conditioner.request(record.text, names)
-    return entry_of(loaded.model, CFG(), None, names)
 
 
 def _show(levels: Tensor, terms: Tensor) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ldm.commands.sources import read_sources
+from ldm.data.datasets import Record
 from ldm.interfaces import Conditioner
 from ldm.model_folder import Loaded
 from ldm.stages.generation import Recipe, Request, Source
@@ -102,6 +103,12 @@ def together(asked: Sequence[Conditioner], label: str | None, prompt: str | None
         raise ValueError(f"the prompt {prompt!r} has {len(pieces)} parts divided by '|', this model takes {words}")
     rest = iter(pieces)
     return " | ".join((label or "") if part.num_classes else next(rest) for part in asked)
+
+
+def said_of(loaded: Loaded, record: Record) -> str | None:
+    """What to ask the model for, to get what an image of a data set shows; the class only if the model knows it."""
+    label = record.label if record.label in loaded.card["classes"] else None
+    return loaded.model.conditioner.ask(label, record.text, record.numbers)
 
 
 def classes_of(names: Sequence[str], wanted: Sequence[str], num: int, per_class: int) -> list[str | None]:

@@ -145,20 +145,14 @@ class DiffusionStage(TrainingStage):
         if len(parts) == 1 and parts[0].num_classes:
             asked: list[str | None] = list(classes)
         else:
-            asked = [" | ".join(self._of(part, batch, i) for part in parts) or None for i in range(len(batch["id"]))]
+            count = len(batch["id"])
+            labels = [classes[i] if i >= 0 else None for i in batch["label"].tolist()] if "label" in batch else [None] * count
+            numbers = batch.get("numbers", [{}] * count)
+            asked = [conditioner.ask(*told) for told in zip(labels, batch["text"], numbers, strict=True)]
         frames = self.model.denoiser.network.frames
         count, lanes = max(2, 16 // frames), max(1, LANES // frames)
         requests = [Request(i, 0, asked[i * len(asked) // count]) for i in range(count)]
         return {"samples": strip(generate(self.model, requests, self.recipe, classes, lanes), frames)}
-
-    def _of(self, part: Conditioner, batch: Batch, i: int) -> str:
-        """What image i of a batch shows, as one would ask for it."""
-        if part.num_classes:
-            label = int(batch["label"][i])
-            return self.data.classes[label] if label >= 0 else ""
-        if part.takes_text:
-            return batch["text"][i]
-        return ", ".join(f"{name}={batch['numbers'][i][name]}" for name in part.numbers if name in batch["numbers"][i])
 
     def restored(self, batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of a model that works on images: what it is shown of the first `count`, what it makes of that, what they are, (count,3,H,W)."""
