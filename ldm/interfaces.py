@@ -424,7 +424,7 @@ class Sampler(Buildable, ABC):
     @property
     def ancestral(self) -> bool:
         """Whether its noise is the posterior's between two successive levels, in whose place a model may have learned another one."""
-        return getattr(self, "eta", None) == 1
+        return False
 
     @abstractmethod
     def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:

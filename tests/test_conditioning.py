@@ -218,6 +218,8 @@ def test_classes_and_numbers_are_asked_for_together() -> None:
     assert together.request(None, names) == {**ClassLabel(3, 6).request(None, names), "numbers": {}}
     with pytest.raises(ValueError, match=r"takes 2 conditions, 'b' has 1: divide them by '\|'"):
         together.request("b", names)
+    assert together.request(together.ask("b", "", {"age": 30.0, "other": 1.0}), names) == {"label": 1, "numbers": {"age": 30.0}}
+    assert together.ask(None, "", {}) is None
     loaded = SimpleNamespace(model=SimpleNamespace(conditioner=together), card={"classes": names})
     assert conditions(loaded, ["age=3"], ["b"], 2) == ["b | age=3"] * 2
     assert conditions(loaded, [], ["a", "b"], 2) == ["a | ", "b | "]

@@ -1,6 +1,7 @@
 """likelihood: how probable a model thinks images are, in bits per dimension."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from ldm.commands.evaluate import open_images
 from ldm.commands.predict import load
 from ldm.commands.wishes import said_of
 from ldm.diffusion.guidance import CFG
-from ldm.diffusion.likelihood import bits_per_dim, log_likelihood, variational_bound
+from ldm.diffusion.likelihood import Bins, bits_per_dim, log_likelihood, variational_bound
+from ldm.interfaces import Denoise
 from ldm.model_folder import write_atomically
 from ldm.ranges import to_float
-from ldm.stages.generation import entry_of
+from ldm.stages.generation import batch_of
 
 BINS = 10  # rows of the table that are shown
 
@@ -55,35 +57,30 @@ def likelihood(
         )
     quiet()
     loaded = load(model)
-    network, latents = loaded.model.to(device).eval(), loaded.model.latents
+    network, latents, schedule = loaded.model.to(device).eval(), loaded.model.latents, loaded.model.denoiser.schedule
     latents.require_measured()
     if network.conditioner.shrinks:
         raise ValueError("this model makes pictures from images: a likelihood is computed of models of classes, texts or nothing")
     source = open_images(images, int(loaded.card["size"]))
     chosen = torch.linspace(0, len(source) - 1, min(num, len(source))).round().long().tolist()
-    levels = network.denoiser.schedule.steps(min(steps, len(network.denoiser.schedule.sigmas)))[:-1].flip(0).to(device)
-    bounds, densities = [], []
+    levels, places = (
+        schedule.steps(min(count, len(schedule.sigmas)))[:-1].flip(0).to(device) if count else None for count in (steps, ode_steps)
+    )
+    assert levels is not None
+    generator, bounds, densities = torch.Generator().manual_seed(seed), [], []
     for start in tqdm(range(0, len(chosen), batch_size), desc="Measuring", unit="batch"):
         part = chosen[start : start + batch_size]
         z0 = latents.to_latents(to_float(torch.stack([source.pixels(i) for i in part])).to(device))
-        entries = [entry_of(network, CFG(), said_of(loaded, source.records[i]), loaded.card["classes"]) for i in part]
-        batch: dict[str, Any] = {key: [entry[key] for entry in entries] for key in entries[0]}
-        batch = {key: torch.tensor(v, device=device) if isinstance(v[0], int) else v for key, v in batch.items()}
-        denoise = network.guided(batch, CFG(1.0))
-        generator = torch.Generator().manual_seed(seed + start)
+        shown = [said_of(loaded, source.records[i]) for i in part]
+        denoise = network.guided(batch_of(network, CFG(), shown, loaded.card["classes"]), CFG(1.0))
 
-        def noise(like: Tensor = z0, generator: torch.Generator = generator) -> Tensor:
+        def noise(like: Tensor = z0) -> Tensor:
             return torch.randn(like.shape, generator=generator).to(like)
 
         with torch.no_grad():
             bounds.append(variational_bound(denoise, z0, levels, lambda: network.noise(noise()), latents.bins).cpu())
-        if ode_steps:
-            places = network.denoiser.schedule.steps(min(ode_steps, len(network.denoiser.schedule.sigmas)))[:-1].flip(0).to(device)
-            shift = 0.0
-            if latents.bins is not None:  # uniform noise within the bins, whose probability is asked for
-                z0 = z0 + latents.bins.width * (torch.rand(z0.shape, generator=generator) - 0.5).to(z0)
-                shift = float(latents.bins.width.double().log().expand_as(z0[0]).sum())
-            densities.append((log_likelihood(denoise, z0, places, lambda: noise().sign()) + shift).cpu())
+        if places is not None:
+            densities.append(_density(denoise, z0, places, noise, latents.bins).cpu())
     terms = bits_per_dim(torch.cat(bounds, dim=1), z0)
     results: dict[str, Any] = {"bits/dim, bound": float(terms.sum())}
     if densities:
@@ -96,6 +93,15 @@ def likelihood(
     print("\n".join(f"{name:<22} {value:.4f}" for name, value in results.items()))
     print(f"{facts['n']} images of {images}, {facts['of']}, {facts['levels']} noise levels")
     return 0
+
+
+def _density(denoise: Denoise, z0: Tensor, places: Tensor, noise: Callable[[], Tensor], bins: Bins | None) -> Tensor:
+    """log p(z0) (B,), or the logarithm of the probability of its bin: then z0 gets uniform noise within that."""
+    if bins is None:
+        return log_likelihood(denoise, z0, places, lambda: noise().sign())
+    uniform = torch.special.ndtr(noise()) - 0.5
+    found = log_likelihood(denoise, z0 + bins.width * uniform, places, lambda: noise().sign())
+    return found + float(bins.width.double().log().expand_as(z0[0]).sum())
 
 
 def _show(levels: Tensor, terms: Tensor) -> None:

@@ -41,11 +41,11 @@ import ldm.metrics.reconstruction
 import ldm.nn.classifier
 import ldm.nn.dit
 import ldm.nn.unet
-import ldm.stages.autoencoder
 import ldm.stages.classifier  # noqa: F401
 from ldm.callbacks.checkpoints import Stopped
 from ldm.commands.configs import PARSER, find_configs, plain_errors, quiet
 from ldm.data.module import ImageData
+from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.diffusion import DiffusionStage
 
 
@@ -126,8 +126,9 @@ def evaluate(cli: CLI, command: str) -> int:
     if cli.trainer.is_global_zero:
         target = Path(cli.trainer.default_root_dir) / f"{command}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
-        made = [metric.made for metric in getattr(cli.model, "metrics", []) if metric.made]
-        facts = {**results[0], "n": len(cli.datamodule.sets[1]), "size": cli.datamodule.size, "made": made}
+        facts = {**results[0], "n": len(cli.datamodule.sets[1]), "size": cli.datamodule.size}
+        if isinstance(cli.model, AutoencoderStage):
+            facts["made"] = [metric.made for metric in cli.model.metrics if metric.made]
         target.write_text(json.dumps(facts, indent=1))
         print(f"written to {target}")
     return 0

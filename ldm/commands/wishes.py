@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ldm.commands.sources import read_sources
 from ldm.data.datasets import Record
@@ -37,14 +38,15 @@ class Wish:
         for name, seed in (("seed", self.seed), ("between", self.between or 0), ("first", self.first)):
             if seed < 0:
                 raise ValueError(f"{name} is {seed}; allowed is 0 or more")
-        for name in ("mask", "shows", "towards"):
-            if getattr(self, name) is not None and self.image is None:
+        files: dict[str, Any] = {"mask": self.mask, "shows": self.shows, "towards": self.towards}
+        for name, given in files.items():
+            if given is not None and self.image is None:
                 raise ValueError(f"--{name} needs an image: give --image FILE")
-        files = (self.mask, self.shows, self.towards)
-        sources: list[Source] = [] if self.image is None else list(read_sources(loaded, recipe, self.image, *files))
+        sources: list[Source] = [] if self.image is None else list(read_sources(loaded, recipe, self.image, **files))
         film = len(sources) > 1
-        if film and self.num is not None:
-            raise ValueError(f"{self.image!r} has {len(sources)} frames, each of which becomes a picture: leave the number {self.num} out")
+        if film and (self.num is not None or self.per_class):
+            given = self.per_class or self.num
+            raise ValueError(f"{self.image!r} has {len(sources)} frames, each of which becomes a picture: leave the number {given} out")
         classes = [] if self.classes is None and not self.prompts and sources else self.classes
         count = len(sources) if film else num if self.num is None else self.num
         wanted = conditions(loaded, self.prompts, classes, count, self.per_class)

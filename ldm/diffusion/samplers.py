@@ -22,24 +22,29 @@ def ancestral_split(s: float, s_next: float, eta: float) -> tuple[float, float]:
     return math.sqrt(max(0.0, s_next**2 - up**2)), up
 
 
-def require_eta(eta: float) -> None:
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta is {eta}; allowed is 0 (no new noise) to 1")
-
-
 def levels(sigmas: Tensor) -> Iterator[tuple[float, float]]:
     """Pairs of successive noise levels."""
     return pairwise(sigmas.double().tolist())
 
 
 @dataclass(frozen=True)
-class Ancestral(Sampler):
-    """eta = 0: DDIM; eta = 1 over all T steps: DDPM (Eqs. 12 and 16, arXiv:2010.02502).  One call per step."""
+class Stochastic(Sampler):
+    """Solvers that may add noise: `eta` of that of the reverse SDE."""
 
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        require_eta(self.eta)
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta is {self.eta}; allowed is 0 (no new noise) to 1")
+
+    @property
+    def ancestral(self) -> bool:
+        return self.eta == 1
+
+
+@dataclass(frozen=True)
+class Ancestral(Stochastic):
+    """eta = 0: DDIM; eta = 1 over all T steps: DDPM (Eqs. 12 and 16, arXiv:2010.02502).  One call per step."""
 
     def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
         for i, (s, s_next) in enumerate(levels(sigmas)):
@@ -109,16 +114,11 @@ def _level(s: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DPMSolverPP2S(Sampler):
+class DPMSolverPP2S(Stochastic):
     """DPM-Solver++(2S), the midpoint method in lambda (Algorithm 1, arXiv:2211.01095); eta > 0: its SDE form, with new noise in both
     halves of a step.  Two calls per step, one in the last."""
 
-    eta: float = 0.0
-
     ancestral = False  # noise comes in halves
-
-    def __post_init__(self) -> None:
-        require_eta(self.eta)
 
     def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
         for i, (s, s_next) in enumerate(levels(sigmas)):
@@ -137,13 +137,8 @@ class DPMSolverPP2S(Sampler):
 
 
 @dataclass(frozen=True)
-class DPMSolverPP2M(Sampler):
+class DPMSolverPP2M(Stochastic):
     """DPM-Solver++(2M) (Algorithm 2, arXiv:2211.01095) in lambda; eta > 0: its SDE form (appendix of the same).  One call per step."""
-
-    eta: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_eta(self.eta)
 
     def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
         before, h_before = x, 0.0
@@ -158,16 +153,11 @@ class DPMSolverPP2M(Sampler):
 
 
 @dataclass(frozen=True)
-class DPMSolverPP3M(Sampler):
+class DPMSolverPP3M(Stochastic):
     """The third-order multistep solver of the same family: a parabola through the last three D; eta > 0: SDE.  One call per step.
 
     The published code (also in diffusers and k-diffusion) takes half of the parabola's second derivative and so converges with order 2.
     """
-
-    eta: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_eta(self.eta)
 
     def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
         past: list[tuple[Tensor, float]] = []  # D and the step before it, newest first

@@ -115,9 +115,7 @@ def _generate(
         raise ValueError("a model that is given images makes larger pictures in one piece: leave windows out")
 
     def batch(wanted: Sequence[str | int | None]) -> Batch:
-        asked = [entry_of(model, recipe.guidance, condition, classes) for condition in wanted]
-        found: Batch = {key: [entry[key] for entry in asked] for key in asked[0]}
-        found = {key: torch.tensor(values, device=device) if isinstance(values[0], int) else values for key, values in found.items()}
+        found = batch_of(model, recipe.guidance, wanted, classes)
         return found if seen is None else {**found, "seen": seen}
 
     if task is not None or model.conditioner.shrinks:
@@ -174,6 +172,13 @@ def entry_of(model: LatentDiffusion, guidance: Guidance, wanted: str | int | Non
         label = label_of(wanted, classes, len(classes)) if wanted is not None else -1
         return {**model.conditioner.request(None, classes), "label": label}
     return model.conditioner.request(wanted, classes)
+
+
+def batch_of(model: LatentDiffusion, guidance: Guidance, wanted: Sequence[str | int | None], classes: list[str]) -> Batch:
+    """What a conditioner encodes, for one picture of each of these conditions."""
+    entries, device = [entry_of(model, guidance, condition, classes) for condition in wanted], model.latents.shift.device
+    found: Batch = {key: [entry[key] for entry in entries] for key in entries[0]}
+    return {key: torch.tensor(values, device=device) if isinstance(values[0], int) else values for key, values in found.items()}
 
 
 def _sources(requests: Sequence[Request]) -> tuple[Tensor, Tensor]:
