@@ -1,11 +1,11 @@
 """What the perceptual and the adversarial loss do for an autoencoder: three runs on emoji with the same number of steps.
 
-python tools/compare_losses.py [--steps 2000] [--out runs/compare-losses]
+python tools/compare_losses.py [--steps 1400] [--multipliers 1 2 4 4] [--out runs/compare-losses]
 
 Writes table.md, table.json and reconstructions.png (held-out emoji; originals, then a row per run).  Lite0 is the network of the
-perceptual loss; rFD and rKID are measured by another one, MobileNetV2.  The autoencoder has convolutions at every size, unlike that of
-configs/autoencoder/emoji.yaml, whose last layer makes patches of 4 x 4 px: there an adversarial loss raised rFD.  The discriminator
-comes at half of the steps.  Runs in the folder that are done are kept.
+perceptual loss; rFD and rKID are measured by another one, MobileNetV2.  The autoencoder shrinks by 8 (--multipliers 1 2 4: by 4, where
+little is left for an adversarial loss to do) and has convolutions at every size.  The discriminator comes at half of the steps.  Runs in
+the folder that are done are kept.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from ldm.data.module import Emoji
 from ldm.data.transforms import as_image, grid
 from ldm.ranges import to_float, to_uint8
 
-AUTOENCODER = ["--model.autoencoder.patch=1", "--model.autoencoder.channels=24", "--model.autoencoder.multipliers=[1,2,4]"]
+AUTOENCODER = ["--model.autoencoder.patch=1", "--model.autoencoder.channels=24"]
 HELD_OUT = 0.25  # enough images for a Fréchet distance to tell the runs apart
 RUNS = {
     "L1 + KL": [],
@@ -31,12 +31,13 @@ RUNS = {
 COLUMNS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lite0": "Lite0 distance", "rFD-mnv2": "rFD-mnv2", "rKID-mnv2": "rKID-mnv2"}
 
 
-def train(options: list[str], run: Path, steps: int) -> dict[str, float]:
+def train(options: list[str], run: Path, steps: int, multipliers: list[int]) -> dict[str, float]:
     """Held-out figures of one run."""
     files = [f"configs/{name}.yaml" for name in ("trainer/cpu", "trainer/csv", "data/emoji", "autoencoder/emoji")]
     command = [sys.executable, "-m", "ldm", "fit", *(part for file in files for part in ("-c", file))]
     command += [option.format(start=steps // 2) for option in options]
     command += ["-c", "configs/evaluation/features.yaml", "--model.reconstruction=l1", *AUTOENCODER, f"--data.val_fraction={HELD_OUT}"]
+    command += [f"--model.autoencoder.multipliers={multipliers}"]
     command += ["--run", str(run), f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
     command += ["--trainer.enable_model_summary=false"]
     if not (run / "autoencoder" / "test.json").is_file():
@@ -61,11 +62,14 @@ def picture(out: Path, columns: int = 16) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--multipliers", type=int, nargs="+", default=[1, 2, 4, 4])
     parser.add_argument("--out", type=Path, default=Path("runs/compare-losses"))
     args = parser.parse_args()
-    results = {name: train(options, args.out / str(i), args.steps) for i, (name, options) in enumerate(RUNS.items())}
-    (args.out / "table.json").write_text(json.dumps({"steps": args.steps, "held out": HELD_OUT, "results": results}, indent=1))
+    results = {name: train(options, args.out / str(i), args.steps, args.multipliers) for i, (name, options) in enumerate(RUNS.items())}
+    (args.out / "table.json").write_text(
+        json.dumps({"steps": args.steps, "multipliers": args.multipliers, "held out": HELD_OUT, "results": results}, indent=1)
+    )
     lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(f"{row[key]:.4g}" for key in COLUMNS) + " |" for name, row in results.items()]
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
