@@ -4,8 +4,8 @@ python tools/compare_losses.py [--steps 1400] [--multipliers 1 2 4 4] [--out run
 
 Writes table.md, table.json and reconstructions.png (held-out emoji; originals, then a row per run).  Lite0 is the network of the
 perceptual loss; rFD and rKID are measured by another one, MobileNetV2.  The autoencoder shrinks by 8 (--multipliers 1 2 4: by 4, where
-little is left for an adversarial loss to do) and has convolutions at every size.  The discriminator comes at half of the steps.  Runs in
-the folder that are done are kept.
+little is left for an adversarial loss to do) and has convolutions at every size.  The discriminator comes at half of the steps.  Each set
+of options has its own folder in --out, where runs that are done are kept.
 """
 
 import argparse
@@ -66,15 +66,16 @@ def main() -> None:
     parser.add_argument("--multipliers", type=int, nargs="+", default=[1, 2, 4, 4])
     parser.add_argument("--out", type=Path, default=Path("runs/compare-losses"))
     args = parser.parse_args()
-    results = {name: train(options, args.out / str(i), args.steps, args.multipliers) for i, (name, options) in enumerate(RUNS.items())}
-    (args.out / "table.json").write_text(
+    out = args.out / f"{'-'.join(map(str, args.multipliers))}-steps-{args.steps}"
+    results = {name: train(options, out / str(i), args.steps, args.multipliers) for i, (name, options) in enumerate(RUNS.items())}
+    (out / "table.json").write_text(
         json.dumps({"steps": args.steps, "multipliers": args.multipliers, "held out": HELD_OUT, "results": results}, indent=1)
     )
     lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(f"{row[key]:.4g}" for key in COLUMNS) + " |" for name, row in results.items()]
-    (args.out / "table.md").write_text("\n".join(lines) + "\n")
-    picture(args.out)
-    print("\n" + "\n".join(lines) + f"\n\nwritten to {args.out}: table.md, table.json, reconstructions.png")
+    (out / "table.md").write_text("\n".join(lines) + "\n")
+    picture(out)
+    print("\n" + "\n".join(lines) + f"\n\nwritten to {out}: table.md, table.json, reconstructions.png")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,8 @@ class Concat(Conditioner):
 
     In training that is what `corruption` leaves of the image, or without one the image's map; batch["seen"] comes first.  A mask becomes
     one more channel, 1 where a latent is to be made anew; the image is grey there.  channels: of the latents, of each of the `frames` of
-    clips, whose mask is the same for all.  noise > 0: in training,
-    noise of a level up to that is added to the latents and the level told in a vector of 64 values, so that the model trusts them less
-    (arXiv:2106.15282).
+    clips, whose mask is the same for all.  noise > 0: in training, noise of a level up to that is added to the latents and the level told
+    in a vector of 64 values, so that the model trusts them less (arXiv:2106.15282).
     """
 
     def __init__(self, corruption: Corruption | None = None, channels: int = 4, noise: float = 0.0, frames: int = 1) -> None:
