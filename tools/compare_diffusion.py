@@ -5,9 +5,10 @@ python tools/compare_diffusion.py [--steps 2500] [--num 256] [--out runs/compare
 predictions  one model per prediction type, the same network, steps and first stage (that of the carried model)
 samplers     --model (default: the carried one) with each sampler, number of network calls and guidance scale (some samplers with one)
 guidance     --model with the default sampler and other guidance than a constant scale
+models       only if asked for (--only models --model A B): trained models, each as its configuration says and with three guidance scales
 
-Every set of pictures has the classes of as many real emoji, evenly chosen; distances are to all 1,911.  Writes predictions.md,
-samplers.md, guidance.md, results.json, predictions.png (the same seeds and classes, a row per prediction) and samplers.png (curves).
+Every set of pictures has the classes of as many real emoji, evenly chosen; distances are to all 1,911.  Writes a table (.md) of each,
+results.json, predictions.png (the same seeds and classes, a row per prediction) and samplers.png (curves).
 """
 
 import argparse
@@ -145,6 +146,16 @@ def guidance(judge: Judge, out: Path, model: str) -> dict[str, dict[str, float]]
     return results
 
 
+def models(judge: Judge, out: Path, names: list[str]) -> dict[str, dict[str, dict[str, float]]]:
+    loaded = {name: model_folder.load(name) for name in names}
+    results = {name: {f"{s:g}": judge(model, f"{name}, scale {s:g}", guidance=CFG(s)) for s in SCALES} for name, model in loaded.items()}
+    lines = [f"FD-mnv2 of {len(judge.conditions)} pictures by guidance scale", ""]
+    lines += ["| model | " + " | ".join(f"{s:g}" for s in SCALES) + " |", "|---" * (1 + len(SCALES)) + "|"]
+    lines += [f"| {name} | " + " | ".join(f"{found['FD-mnv2']:.1f}" for found in row.values()) + " |" for name, row in results.items()]
+    finish(out / "models.md", lines)
+    return results
+
+
 def curves(table: dict[tuple[str, int, float], float], floor: float, path: Path) -> None:
     mpl.use("Agg")
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
@@ -172,9 +183,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2500, help="of training, per prediction")
     parser.add_argument("--num", type=int, default=256, help="pictures per set")
-    parser.add_argument("--model", default="emoji", help="for the samplers' table")
+    parser.add_argument("--model", nargs="+", default=["emoji"], help="models; samplers and guidance take the first")
     parser.add_argument("--out", type=Path, default=Path("runs/compare-diffusion"))
-    parser.add_argument("--only", choices=["predictions", "samplers", "guidance"])
+    parser.add_argument("--only", choices=["predictions", "samplers", "guidance", "models"])
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     judge, target = Judge(args.num), args.out / "results.json"
@@ -183,9 +194,11 @@ def main() -> None:
     if args.only in (None, "predictions"):
         results["predictions"] = predictions(judge, args.out, args.steps)
     if args.only in (None, "samplers"):
-        results["samplers"] = samplers(judge, args.out, args.model)
+        results["samplers"] = samplers(judge, args.out, args.model[0])
     if args.only in (None, "guidance"):
-        results["guidance"] = guidance(judge, args.out, args.model)
+        results["guidance"] = guidance(judge, args.out, args.model[0])
+    if args.only == "models":
+        results["models"] = models(judge, args.out, args.model)
     target.write_text(json.dumps(results, indent=1) + "\n")
 
 
