@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ldm.conditioning.label import Unconditional
 from ldm.data.datasets import DigitImages
 from ldm.diffusion.likelihood import Bins, bits_per_dim, log_likelihood, variational_bound
 from ldm.diffusion.schedule import KarrasSchedule, LDMSchedule
+from ldm.diffusion.variance import data_variance, step_variance
 from ldm.nn.unet import UNet
 from ldm.ranges import to_float
 from ldm.stages.generation import Recipe
@@ -61,6 +63,35 @@ def test_the_bound_falls_to_the_entropy_like_one_over_the_steps() -> None:
         gaps.append(float(bits_per_dim(terms.sum(0) + log_density(z0), z0)))
     assert gaps[0] / gaps[1] == pytest.approx(4, abs=0.5)
     assert gaps[1] / gaps[2] == pytest.approx(4, abs=0.5)
+
+
+def test_the_true_variances_make_the_bound_the_entropy() -> None:
+    """The reverse steps of Gaussian data are Gaussian: with their variances few levels are enough, with the posterior's they are not."""
+    sigmas, z0 = torch.tensor([0.5, 1.0, 3.0, 20.0, 500.0], dtype=torch.float64), MU + C * normal(200_000, 3, 1, 1, seed=4)
+    last = sigmas[0]
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal last
+        last = sigma
+        return oracle(x, sigma)
+
+    def fraction() -> Tensor:
+        true = C**2 * last**2 / (C**2 + last**2)  # variance of z0, given x
+        if last == sigmas[0]:
+            low, high = (data_variance(last, sigmas[1], torch.full_like(C, end)) for end in (-1.0, 1.0))
+        else:
+            below = sigmas[sigmas < last][-1]
+            low, high = (step_variance(last, below, torch.full_like(C, end)) for end in (-1.0, 1.0))
+            true = true * (1 - (below / last) ** 2) ** 2 + below**2 * (1 - (below / last) ** 2)
+        return (2 * (true.log() - low) / (high - low) - 1).expand_as(z0)
+
+    def gap(learned: Callable[[], Tensor] | None) -> float:
+        generator = torch.Generator().manual_seed(2)
+        terms = variational_bound(denoise, z0, sigmas, lambda: torch.randn(z0.shape, generator=generator).double(), learned=learned)
+        return float(bits_per_dim(terms.sum(0) + log_density(z0), z0))
+
+    assert gap(fraction) == pytest.approx(0, abs=0.005)
+    assert gap(None) > 0.3
 
 
 def test_bins_have_the_probability_of_their_width() -> None:

@@ -16,10 +16,12 @@ from ldm.commands.predict import load
 from ldm.commands.wishes import said_of
 from ldm.diffusion.guidance import CFG
 from ldm.diffusion.likelihood import Bins, bits_per_dim, log_likelihood, variational_bound
-from ldm.interfaces import Denoise
+from ldm.diffusion.variance import LearnedNoise
+from ldm.interfaces import Batch, Denoise, Noise
 from ldm.model_folder import write_atomically
 from ldm.ranges import to_float
 from ldm.stages.generation import batch_of
+from ldm.stages.model import LatentDiffusion
 
 BINS = 10  # rows of the table that are shown
 
@@ -37,8 +39,9 @@ def likelihood(
 ) -> int:
     """The variational bound of images in bits per dimension, by noise level, and the density by the probability-flow ODE.
 
-    Of a model in pixels these are bits of 8-bit images; of a latent model they are those of the images' normalised latents, a density,
-    which can be below 0 and compares models of the same first stage only.  Classes are the images' own where the model knows them.
+    The bound is that of the posterior's variances, or of the network's own where it has learned them.  Of a model in pixels these are bits
+    of 8-bit images; of a latent model they are those of the images' normalised latents, a density, which can be below 0 and compares
+    models of the same first stage only.  Classes are the images' own where the model knows them.
 
     Args:
         model: model folder, checkpoint or the name of a shipped model: emoji
@@ -51,10 +54,8 @@ def likelihood(
         out: file (.json) for all terms
         device: cpu, cuda
     """
-    if min(num, steps, batch_size) < 1 or ode_steps < 0:
-        raise ValueError(
-            f"num is {num}, steps {steps}, batch_size {batch_size}, ode_steps {ode_steps}: the first three are at least 1, the last 0"
-        )
+    if min(num, steps - 1, batch_size) < 1 or ode_steps < 0:
+        raise ValueError(f"num is {num}, steps {steps}, batch_size {batch_size}, ode_steps {ode_steps}: allowed are 1, 2, 1, 0 and more")
     quiet()
     loaded = load(model)
     network, latents, schedule = loaded.model.to(device).eval(), loaded.model.latents, loaded.model.denoiser.schedule
@@ -72,13 +73,14 @@ def likelihood(
         part = chosen[start : start + batch_size]
         z0 = latents.to_latents(to_float(torch.stack([source.pixels(i) for i in part])).to(device))
         shown = [said_of(loaded, source.records[i]) for i in part]
-        denoise = network.guided(batch_of(network, CFG(), shown, loaded.card["classes"]), CFG(1.0))
+        batch = batch_of(network, CFG(), shown, loaded.card["classes"])
+        denoise = network.guided(batch, CFG(1.0))
 
         def noise(like: Tensor = z0) -> Tensor:
             return torch.randn(like.shape, generator=generator).to(like)
 
         with torch.no_grad():
-            bounds.append(variational_bound(denoise, z0, levels, lambda: network.noise(noise()), latents.bins).cpu())
+            bounds.append(_bound(network, batch, z0, levels, lambda: network.noise(noise())).cpu())
         if places is not None:
             densities.append(_density(denoise, z0, places, noise, latents.bins).cpu())
     terms = bits_per_dim(torch.cat(bounds, dim=1), z0)
@@ -93,6 +95,15 @@ def likelihood(
     print("\n".join(f"{name:<22} {value:.4f}" for name, value in results.items()))
     print(f"{facts['n']} images of {images}, {facts['of']}, {facts['levels']} noise levels")
     return 0
+
+
+def _bound(model: LatentDiffusion, batch: Batch, z0: Tensor, levels: Tensor, noise: Noise) -> Tensor:
+    """(T+1,B), with the variances that the network has learned, if it has."""
+    if not model.denoiser.network.learn_variance:
+        return variational_bound(model.guided(batch, CFG(1.0)), z0, levels, noise, model.latents.bins)
+    learned = LearnedNoise(model.denoiser, levels, noise)
+    denoise = model.guided(batch, CFG(1.0), predict=learned.predict)
+    return variational_bound(denoise, z0, levels, noise, model.latents.bins, lambda: learned.fraction)
 
 
 def _density(denoise: Denoise, z0: Tensor, places: Tensor, noise: Callable[[], Tensor], bins: Bins | None) -> Tensor:

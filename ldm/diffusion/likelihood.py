@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.diffusion.variance import data_variance, half_loss, step_kl, step_variance
 from ldm.interfaces import Denoise
 
 
@@ -31,27 +32,39 @@ def per_sample(a: Tensor) -> Tensor:
     return a.flatten(1).sum(1)
 
 
-def variational_bound(denoise: Denoise, z0: Tensor, sigmas: Tensor, noise: Callable[[], Tensor], bins: Bins | None = None) -> Tensor:
+def variational_bound(
+    denoise: Denoise, z0: Tensor, sigmas: Tensor, noise: Callable[[], Tensor], bins: Bins | None = None,
+    learned: Callable[[], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
     """(T+1, B) terms of -log p(z0) <= sum, for sigmas (T,) increasing: L_0, L_1 .. L_{T-1}, L_T (Eq. 5, arXiv:2006.11239).
 
-    With posterior variances L_t is half the loss of SNR times the squared error of D (Eq. 13, arXiv:2107.00630).  L_0 is a Gaussian
-    density, or, for data on a grid, the probability of a bin (Eq. 13, arXiv:2006.11239).
+    learned: what a network says of the variances (B,C,h,w) at the last call of denoise (variance.py).  Without it they are the
+    posterior's, and L_t is half the loss of SNR times the squared error of D (Eq. 13, arXiv:2107.00630).  L_0 is a Gaussian density, or,
+    for data on a grid, the probability of a bin (Eq. 13, arXiv:2006.11239).
     """
-    levels = sigmas.double().tolist()
-    error = [per_sample((z0 - denoise(z0 + s * noise(), sigmas[i])).double().square()) for i, s in enumerate(levels[1:], 1)]
-    steps = [0.5 * (low**-2 - high**-2) * e for (low, high), e in zip(pairwise(levels), error, strict=True)]
-    first, last = levels[0], levels[-1]
-    centre = (z0 - denoise(z0 + first * noise(), sigmas[0])).double()
+    levels, fixed = sigmas.double(), -torch.ones_like(z0, dtype=torch.float64)
+
+    def at(level: int) -> tuple[Tensor, Tensor]:
+        """z0 - D, and what says which variance."""
+        error = (z0 - denoise(z0 + float(levels[level]) * noise(), sigmas[level])).double()
+        return error, fixed if learned is None else learned().double()
+
+    steps = []
+    for level, (low, high) in enumerate(pairwise(levels), 1):
+        error, fraction = at(level)
+        steps.append(per_sample(step_kl(error.square(), high, low, step_variance(high, low, fraction))))
+    error, fraction = at(0)
+    log_variance = data_variance(levels[0], levels[1], fraction) if learned is not None else (2 * levels[0].log()).expand_as(error)
     if bins is not None:
-        half, edge = bins.width.double() / 2, bins.width / 4
-        upper = torch.where(z0 > bins.high - edge, math.inf, centre + half) / first
-        lower = torch.where(z0 < bins.low + edge, -math.inf, centre - half) / first
+        half, edge, spread = bins.width.double() / 2, bins.width / 4, torch.exp(0.5 * log_variance)
+        upper = torch.where(z0 > bins.high - edge, math.inf, error + half) / spread
+        lower = torch.where(z0 < bins.low + edge, -math.inf, error - half) / spread
         inside = torch.special.ndtr(upper) - torch.special.ndtr(lower)
         start = per_sample(-inside.clamp(min=1e-12).log())
     else:
-        start = per_sample(0.5 * (centre / first) ** 2 + math.log(first) + 0.5 * math.log(2 * math.pi))
+        start = per_sample(half_loss(error.square(), log_variance) + 0.5 * math.log(2 * math.pi))
     # N(a z0, 1 - a^2) against N(0, 1), a^2 = 1 / (1 + sigma_T^2)
-    signal = 1 / (1 + last**2)
+    signal = 1 / (1 + float(levels[-1]) ** 2)
     end = per_sample(0.5 * (signal * z0.double().square() - signal - math.log1p(-signal)))
     return torch.stack([start, *steps, end])
 

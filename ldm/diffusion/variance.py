@@ -20,6 +20,34 @@ def log_variances(s: Tensor, s_next: Tensor) -> tuple[Tensor, Tensor]:
     return (s_next**2 * added / s**2).log(), (added * (1 + s_next**2) / (1 + s**2)).log()
 
 
+def between(small: Tensor, large: Tensor, fraction: Tensor) -> Tensor:
+    return torch.lerp(small.expand_as(fraction), large.expand_as(fraction), (fraction + 1) / 2)
+
+
+def step_variance(s: Tensor, s_next: Tensor, fraction: Tensor) -> Tensor:
+    """Logarithm of the variance of the step from s to s_next > 0; fraction: -1 for the posterior's to 1 for DDPM's beta."""
+    return between(*log_variances(s, s_next), fraction)
+
+
+def data_variance(lowest: Tensor, second: Tensor, fraction: Tensor) -> Tensor:
+    """The same of the data, given x at the lowest level; its smaller end is that of the step above, of x with variance 1 (as published)."""
+    small = log_variances(second, lowest)[0] - torch.log1p(lowest**2)
+    large = (lowest**2 / (1 + lowest**2)).log()
+    return between(small, large, fraction)
+
+
+def step_kl(error: Tensor, s: Tensor, s_next: Tensor, log_variance: Tensor) -> Tensor:
+    """KL in nats of each value from the posterior's step to the model's, whose D has this squared error (Eq. 5, arXiv:2102.09672)."""
+    small, _ = log_variances(s, s_next)
+    moved = error * (1 - (s_next / s) ** 2) ** 2
+    return half_loss(moved + small.exp(), log_variance) - 0.5 * (small + 1)
+
+
+def half_loss(square: Tensor, log_variance: Tensor) -> Tensor:
+    """-log density of a normal distribution at a squared distance, less the constant."""
+    return 0.5 * (log_variance + square * torch.exp(-log_variance))
+
+
 class LearnedVariance(Wrapper):
     """L_hybrid: another objective + weight * T * the variational bound's term in bits per dimension, which trains the variances alone
     (Eq. 16, arXiv:2102.09672).  For a network with learn_variance."""
@@ -38,20 +66,15 @@ class LearnedVariance(Wrapper):
 
     @staticmethod
     def bound(denoiser: Denoiser, error: Tensor, fraction: Tensor, sigma: Tensor) -> Tensor:
-        """KL in nats of each value of the step below sigma (B,), or of the data below the lowest level, whose smaller variance is that
-        of the step above it (as published)."""
+        """KL in nats of each value of the step below sigma (B,), or of the data below the lowest level."""
         schedule, shape = denoiser.schedule, (-1, *[1] * (error.ndim - 1))
         t = schedule.t(sigma)
         s, below = sigma.double().view(shape), schedule.sigma(t - 1).double().view(shape)
         first = (t < 1).view(shape)
-        lowest, second = schedule.sigma(torch.arange(2, device=t.device))
-        small, large = log_variances(torch.where(first, second, s), torch.where(first, lowest, below))
-        small = torch.where(first, small - torch.log1p(lowest**2), small)  # that step's, in variables of variance 1
-        large = torch.where(first, (s**2 / (1 + s**2)).log(), large)
-        log_variance = torch.lerp(small, large, (fraction + 1) / 2)
-        error = torch.where(first, error, error * (1 - (below / s) ** 2) ** 2) * torch.exp(-log_variance)
-        kl = 0.5 * (log_variance - small - 1 + torch.exp(small - log_variance) + error)
-        return torch.where(first, 0.5 * (math.log(2 * math.pi) + log_variance + error), kl)
+        lowest, second = schedule.sigma(torch.arange(2, device=t.device)).double()
+        s, below = torch.where(first, second, s), torch.where(first, lowest, below)  # values where nothing is infinite, for the unused
+        data = 0.5 * math.log(2 * math.pi) + half_loss(error, data_variance(lowest, second, fraction))
+        return torch.where(first, data, step_kl(error, s, below, step_variance(s, below, fraction)))
 
 
 class LearnedNoise:
