@@ -1,5 +1,6 @@
 """Bottlenecks: KL, VQ and FSQ against formulas, loops and torch.cdist; the codebook on one process and on two."""
 
+import copy
 import itertools
 import subprocess
 import sys
@@ -308,3 +309,24 @@ def test_what_fsq_refuses() -> None:
     for levels in ([], [1], [5, 1]):
         with pytest.raises(ValueError, match="each channel needs at least 2"):
             FSQ(levels)
+
+
+def test_compiled_is_the_same_model() -> None:
+    """Outputs, all gradients and the one that the adaptive weight takes, names of weights; a copy follows its own weights."""
+    plain, x, noise = ConvAutoencoder(KL(4), channels=32, multipliers=(1, 2), num_blocks=1), normal(2, 3, 16, 16), normal(2, 4, 8, 8)
+    compiled = copy.deepcopy(plain)
+    compiled.compile(backend="aot_eager")
+    gradients = []
+    for model in (plain, compiled):
+        loss = model(x, lambda like: noise).x.square().mean()
+        (at_last,) = torch.autograd.grad(loss, model.last_layer, retain_graph=True)
+        gradients.append([loss.detach(), at_last, *torch.autograd.grad(loss, list(model.parameters()))])
+    for ours, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, wanted, atol=1e-6, rtol=1e-4)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    copied = copy.deepcopy(compiled)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+        assert copied.decode(noise).abs().max() == 0
+        assert compiled.decode(noise).abs().max() > 0.1

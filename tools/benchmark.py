@@ -159,7 +159,7 @@ class Cases:
     def our_kl_f8(self, side: int) -> Part:
         x, coder = self.pictures(side), ConvAutoencoder(KL(), **self.kl_f8).to(self.device)
         if self.compile:
-            coder.compile()  # all but the last layer, at which the adaptive weight is taken
+            coder.compile()  # all but the last convolution, at which the adaptive weight is taken
         return self.stage_1(coder, coder.last_layer, x, lambda: ((out := coder(x)).x, out.latent.penalty.mean()))
 
     def their_kl_f8(self, side: int) -> Part:

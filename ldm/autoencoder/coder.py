@@ -1,6 +1,7 @@
 """The encoder and decoder of LDM's published autoencoders (arXiv:2112.10752, appendix E.1)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,6 +61,25 @@ class Decoder(nn.Module):
                 layers.append(Upsample(width))
         self.layers = nn.Sequential(*layers)
         self.head = NormActConv(width, out_channels * patch**2, eps=1e-6)
+        self._compiled: list[Features] = []  # a list hides it from the parts
 
     def forward(self, z: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.head(self.layers(self.stem(z))), self.patch)
+        out = self.head.conv(self._compiled[0](z)) if self._compiled else self.head(self.layers(self.stem(z)))
+        return F.pixel_shuffle(out, self.patch)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """All but the last convolution, so that the gradient there, for the adaptive weight, does not run through a compiled decoder."""
+        self._compiled = [Features(self)]
+        self._compiled[0].compile(*args, **options)
+
+
+class Features(nn.Module):
+    """What a decoder's last convolution sees."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self._decoder = [decoder]
+
+    def forward(self, z: Tensor) -> Tensor:
+        decoder = self._decoder[0]
+        return decoder.head.activated(decoder.layers(decoder.stem(z)))

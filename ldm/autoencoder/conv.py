@@ -65,9 +65,8 @@ class ConvAutoencoder(Autoencoder):
         return self.bottleneck.codes(z)
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """All but the head, so that the gradient at `last_layer` does not run through all of a compiled decoder."""
         self.encoder.compile(*args, **options)
-        self.decoder.layers.compile(*args, **options)
+        self.decoder.compile(*args, **options)
 
     def after_step(self) -> None:
         self.bottleneck.after_step()

@@ -29,14 +29,16 @@ class NormActConv(nn.Module):
         if zero_init:
             zero(self.conv)
 
-    def _forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def activated(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """What the convolution sees."""
         x = self.norm(x)
         if scale is not None and shift is not None:
             x = torch.addcmul(shift, x, 1 + scale)
         x = F.silu(x)
-        if self.dropout:
-            x = F.dropout(x, self.dropout, self.training)
-        return self.conv(x)
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+    def _forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return self.conv(self.activated(x, scale, shift))
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the compiler chooses what to recompute
