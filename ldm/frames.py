@@ -1,6 +1,5 @@
 """Clips: T frames of C channels lie one after the other in the T * C channels of an image."""
 
-import torch
 from torch import Tensor
 
 
@@ -17,11 +16,3 @@ def together(images: Tensor, frames: int) -> Tensor:
 def strip(clips: Tensor, frames: int) -> Tensor:
     """(..., T*C, H, W) -> (..., C, H, T*W): the frames side by side."""
     return clips.unflatten(-3, (frames, -1)).movedim(-4, -2).flatten(-2)
-
-
-def shared(noise: Tensor, frames: int, share: float) -> Tensor:
-    """Independent normal noise (B, T*C, h, w) -> noise of which `share` of the variance, 0 to less than 1, is the same in all frames of a
-    clip (the mixed noise of arXiv:2305.10474)."""
-    covariance = torch.full((frames, frames), share, dtype=torch.float64).fill_diagonal_(1.0)
-    mixing = torch.linalg.cholesky(covariance).to(noise)
-    return torch.einsum("ts,bschw->btchw", mixing, noise.unflatten(1, (frames, -1))).flatten(1, 2)

@@ -272,7 +272,6 @@ class Network(Buildable, nn.Module, ABC):
 
     in_channels: int  # of x, without cond.concat
     frames: int = 1  # T where x is clips: the frames lie one after the other in its channels
-    shared_noise: float = 0.0  # of the noise's variance, what all frames of a clip have in common
     vector_dim: int = 0  # D of cond.vector; 0: it takes none
     token_dim: int = 0  # D of cond.tokens; 0: it takes none
     concat_channels: int = 0  # K of cond.concat; 0: it takes none

@@ -17,7 +17,7 @@ from ldm.callbacks.writer import frames_in, settings_in
 from ldm.cli import main
 from ldm.data.films import ClipImages, count_frames, frames_of, milliseconds_of, write_film
 from ldm.degradations import LUMA, Grey
-from ldm.frames import apart, shared, strip, together
+from ldm.frames import apart, strip, together
 from ldm.interfaces import Cond
 from ldm.nn.attention import attend, attend_within
 from ldm.nn.frames import FrameMixing
@@ -61,15 +61,6 @@ def test_apart_and_together_are_inverse_and_a_strip_shows_the_frames_in_order() 
     assert torch.equal(apart(clips, 4)[5], clips[1, 3:6])
     assert torch.equal(strip(clips, 4)[1, :, :, 10:15], clips[1, 6:9])
     assert torch.equal(strip(clips, 1), clips)
-
-
-def test_frames_share_so_much_of_their_noise() -> None:
-    noise = shared(normal(4000, 6, 4, 4), 3, 0.7)
-    frames = noise.unflatten(1, (3, 2)).transpose(0, 1).flatten(1)
-    wanted = torch.full((3, 3), 0.7).fill_diagonal_(1.0)
-    torch.testing.assert_close(frames @ frames.T / frames.shape[1], wanted, rtol=0, atol=0.01)  # 128,000 draws: 0.003
-    torch.testing.assert_close(shared(noise, 3, 0.0), noise)
-    assert torch.equal(noise[:, :2], normal(4000, 6, 4, 4)[:, :2]), "the first frame keeps its own"
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".mp4"])
@@ -151,8 +142,6 @@ def test_a_unet_of_clips_begins_as_that_of_images_where_frames_are_alike(token_d
     assert (frames[:, 1:] - frames[:, :1]).abs().amax((0, 2, 3, 4)).min() > 1e-4, "a trained one knows which frame it makes"
     with pytest.raises(ValueError, match="frames is 0; allowed is 1"):
         UNet(**arguments, frames=0)
-    with pytest.raises(ValueError, match="shared_noise is 1; allowed is 0 to less than 1"):
-        UNet(**arguments, frames=2, shared_noise=1)
 
 
 def test_grey_is_that_of_each_frame() -> None:

@@ -80,7 +80,7 @@ def likelihood(
             return torch.randn(like.shape, generator=generator).to(like)
 
         with torch.no_grad():
-            bounds.append(_bound(network, batch, z0, levels, lambda: network.noise(noise())).cpu())
+            bounds.append(_bound(network, batch, z0, levels, noise).cpu())
         if places is not None:
             densities.append(_density(denoise, z0, places, noise, latents.bins).cpu())
     terms = bits_per_dim(torch.cat(bounds, dim=1), z0)

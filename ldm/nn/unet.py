@@ -60,7 +60,6 @@ class UNet(Network):
     heads of head_channels; recompute: stages keep only their input and run again in backward.
     frames: T > 1 for clips (B, T * in_channels, h, w): self-attention sees all frames, FrameMixing ends every stage, and the time
     embedding says which frame it is; the last two begin as nothing, so that frames that are alike come out as by a UNet of images.
-    shared_noise: how much of the noise's variance the frames have in common, in training and sampling.
     """
 
     def __init__(
@@ -81,17 +80,13 @@ class UNet(Network):
         learn_variance: bool = False,
         recompute: bool = False,
         frames: int = 1,
-        shared_noise: float = 0.0,
     ) -> None:
         super().__init__()
         if bad := [level for level in attention_levels if not 0 <= level < len(multipliers)]:
             raise ValueError(f"attention_levels has {bad[0]}; the UNet's levels are 0 to {len(multipliers) - 1}")
         if frames < 1:
             raise ValueError(f"frames is {frames}; allowed is 1 (images) or more")
-        if not 0 <= shared_noise < 1:
-            raise ValueError(f"shared_noise is {shared_noise}; allowed is 0 to less than 1")
         self.in_channels, self.concat_channels, self.frames = in_channels * frames, concat_channels * frames, frames
-        self.shared_noise = shared_noise
         self.vector_dim, self.token_dim, self.channels, self.patch = vector_dim, token_dim, channels, patch
         self.learn_variance, self.recompute = learn_variance, recompute
         self.multiple = patch * 2 ** (len(multipliers) - 1)

@@ -104,12 +104,12 @@ class DiffusionStage(TrainingStage):
         posterior = posterior_of(model.latents, batch)
         mode = posterior.mode()
         z0 = model.latents.to_latents(posterior, torch.randn_like(mode))
-        drawn, t = self.objective.draw(z0, model.denoiser.schedule)
+        noise, t = self.objective.draw(z0, model.denoiser.schedule)
         cond: Cond = model.conditioner.encode(batch, model.latents.to_latents)
         if drop:
             keep = torch.rand(len(z0), device=z0.device) >= drop
             cond = cond.where(keep, model.conditioner.null(batch))
-        return self.objective.loss(model.denoiser, z0, model.noise(drawn), t, cond, self._teacher(batch))
+        return self.objective.loss(model.denoiser, z0, noise, t, cond, self._teacher(batch))
 
     @torch.no_grad()
     def _teacher(self, batch: Batch) -> Denoise | None:

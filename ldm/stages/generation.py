@@ -129,7 +129,7 @@ def _generate(
     draws = [request.noise(shape) for request in requests]
 
     def noise() -> Tensor:
-        return model.noise(torch.stack([draw() for draw in draws]).to(device))
+        return torch.stack([draw() for draw in draws]).to(device)
 
     sigmas = denoiser.schedule.steps(recipe.steps, recipe.spacing)
     learns = denoiser.network.learn_variance and recipe.sampler.ancestral and not recipe.windows

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ldm import model_folder
 from ldm.diffusion.denoiser import Denoiser, Prediction
 from ldm.diffusion.guidance import Predict
-from ldm.frames import shared
 from ldm.interfaces import Autoencoder, Batch, Buildable, Classifier, Conditioner, Denoise, Guidance, Network, NoiseSchedule
 from ldm.stages.latents import LatentSpace
 
@@ -42,11 +41,6 @@ class LatentDiffusion(Buildable, nn.Module):
     def compile(self, *args: Any, **options: Any) -> None:
         """The part that is trained."""
         self.denoiser.network.compile(*args, **options)
-
-    def noise(self, drawn: Tensor) -> Tensor:
-        """Standard normal draws (B,C,h,w) -> the noise that this model is trained and sampled with."""
-        network = self.denoiser.network
-        return shared(drawn, network.frames, network.shared_noise) if network.shared_noise else drawn
 
     def guiding(self, batch: Batch) -> Denoise:
         """As the second model of a guidance: its own D for the batch's condition."""
