@@ -4,7 +4,7 @@ python tools/compare_diffusion.py [--steps 2500] [--num 256] [--out runs/compare
 
 predictions  one model per prediction type, the same network, steps and first stage (that of the carried model)
 samplers     --model (default: the carried one) with each sampler, number of network calls and guidance scale (some samplers with one)
-guidance     --model with the default sampler and other guidance than a constant scale
+guidance     --model with its sampler and other guidance
 models       only if asked for (--only models --model A B): trained models, each as its configuration says and with three guidance scales
 
 Every set of pictures has the classes of as many real emoji, evenly chosen; distances are to all 1,911.  Writes a table (.md) of each,
@@ -56,11 +56,13 @@ CALLS, SCALES, SCALE = (5, 9, 25), (1.0, 2.0, 3.0), 2.0
 CROSSED = 6  # samplers with every scale; the others have SCALE
 TWO_CALLS = (Heun, DPMSolverPP2S)  # per step, one in the last
 GUIDANCE = {
+    "CFG 2": CFG(2.0),
     "CFG 3": CFG(3.0),
-    "CFG 3, sigma 0.3 to 5": CFG(3.0, low=0.3, high=5.0),
     "CFG 3, rescale 0.7": CFG(3.0, rescale=0.7),
     "APG 3": APG(3.0),
-    "APG 5": APG(5.0),
+    "CFG 2, sigma 0.3 to 5": CFG(2.0, low=0.3, high=5.0),
+    "CFG 3, sigma 0.3 to 5": CFG(3.0, low=0.3, high=5.0),
+    "CFG 4, sigma 0.3 to 5": CFG(4.0, low=0.3, high=5.0),
 }
 
 
@@ -100,7 +102,7 @@ def predictions(judge: Judge, out: Path, steps: int) -> dict[str, dict[str, floa
             print("\n$ " + " ".join(command[2:]), flush=True)
             subprocess.run(command, check=True)
         loaded = model_folder.load(run / "diffusion" / "model")
-        results[prediction] = judge(loaded, prediction)
+        results[prediction] = judge(loaded, prediction, guidance=CFG(SCALE))
         requests = [Request(i, 0, name) for i, name in enumerate(judge.conditions[:: len(judge.conditions) // 16][:16])]
         recipe = Recipe.of(loaded.card)
         rows.append(generate(loaded.model, requests, recipe, loaded.card["classes"]))
@@ -166,6 +168,7 @@ def curves(table: dict[tuple[str, int, float], float], floor: float, path: Path)
             axes[1].plot(SCALES, [table[name, CALLS[-1], scale] for scale in SCALES], **style)
     axes[0].set(xlabel="network calls", ylabel=f"FD-mnv2 at guidance scale {SCALE:g}", xscale="log")
     axes[0].set_xticks(CALLS, [str(calls) for calls in CALLS])
+    axes[0].set_ylim(top=1.5 * min(table.values()))  # PLMS needs more calls than these
     axes[0].minorticks_off()
     axes[1].set(xlabel="guidance scale", ylabel=f"FD-mnv2 at {CALLS[-1]} network calls", xticks=SCALES)
     for axis in axes:

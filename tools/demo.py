@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 EMOJI_ROWS = "Smileys & Emotion,People & Body,Animals & Nature,Food & Drink,Travel & Places,Activities,Objects,Symbols,Flags"
-CLEAR = ["--guidance", "CFG", "--guidance.scale", "3"]  # clearer and less varied than the measured best, 2
 TRAINER = ["-c", "configs/trainer/cpu.yaml", "-c", "configs/trainer/csv.yaml", "--trainer.enable_model_summary=false"]
 SHORT = {"autoencoder": ["--trainer.max_steps=1500"], "diffusion": ["--trainer.max_steps=3800"]}
 
@@ -47,11 +46,11 @@ def main() -> None:
     train(name, out, SHORT if arguments.emoji == "short" else {})
     model, samples = str(out / "diffusion" / "model"), out / "samples"
     if arguments.emoji:
-        run("ldm", "predict", "--model", model, "--classes", EMOJI_ROWS, "--per_class", "10", *CLEAR, "--out", str(samples))
+        run("ldm", "predict", "--model", model, "--classes", EMOJI_ROWS, "--per_class", "10", "--out", str(samples))
     else:
         run("ldm", "predict", "--model", model, "--num", "100", "--out", str(samples))
         run("python", "tools/judge_digits.py", str(samples))
-        run("ldm", "predict", "--model", "emoji", "--classes", EMOJI_ROWS, "--per_class", "10", *CLEAR, "--out", str(out / "emoji"))
+        run("ldm", "predict", "--model", "emoji", "--classes", EMOJI_ROWS, "--per_class", "10", "--out", str(out / "emoji"))
         shutil.copy(out / "emoji" / "grid.png", out / "emoji.png")
     shutil.copy(samples / "grid.png", out / "samples.png")
     print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes.  Everything is in {out}:")
