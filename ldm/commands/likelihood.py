@@ -55,7 +55,7 @@ def likelihood(
         device: cpu, cuda
     """
     if min(num, steps - 1, batch_size) < 1 or ode_steps < 0:
-        raise ValueError(f"num is {num}, steps {steps}, batch_size {batch_size}, ode_steps {ode_steps}: allowed are 1, 2, 1, 0 and more")
+        raise ValueError(f"num is {num}, steps {steps}, batch_size {batch_size}, ode_steps {ode_steps}: allowed are at least 1, 2, 1 and 0")
     quiet()
     loaded = load(model)
     network, latents, schedule = loaded.model.to(device).eval(), loaded.model.latents, loaded.model.denoiser.schedule
