@@ -1,8 +1,9 @@
 """Our networks against diffusers' of the same shape, in one process: python tools/benchmark.py [--quick] [--json FILE]
 
-Needs `pip install ldm[bench]`.  After a warm-up every round measures ours, theirs, ours, a second copy of ours: the first pair gives
-the time ratio, the second the noise, i.e. the ratio that this machine shows between equals.  A measurement is as many steps as make
-it last 0.2 s, the same number for all.  Ratios are ours / theirs: below 1, ours is better.  fp32 leaves CUDA's TF32 convolutions on.
+Needs `pip install ldm[bench]`.  After a warm-up every round measures ours, theirs, ours, a second copy of ours, or these backwards:
+the first pair gives the time ratio, the second the noise, i.e. the ratio that this machine shows between equals.  A measurement is as
+many steps as make it last 0.2 s, the same number for all.  Ratios are ours / theirs: below 1, ours is better.  fp32 leaves CUDA's TF32
+convolutions on.
 
   time         median (min..max) over the pairs of the ratio within a pair
   GFLOP        of one step's convolutions, matrix products and, on CUDA, attention (FlopCounterMode), recomputed ones included
@@ -295,7 +296,10 @@ def measure(cases: Cases, name: str, pairs: int, quick: bool) -> dict[str, Any]:
     for _ in range(2):
         warm = max(seconds(part.step, device) for part in (ours, theirs, again))
     repeats = 1 if quick else math.ceil(0.2 / warm)
-    rounds = [[seconds(part.step, device, repeats) for part in (ours, theirs, ours, again)] for _ in range(pairs)]
+    rounds = []
+    for number in range(pairs):
+        order = [(0, ours), (1, theirs), (2, ours), (3, again)][:: -1 if number % 2 else 1]
+        rounds.append([time for _, time in sorted((place, seconds(part.step, device, repeats)) for place, part in order)])
     figures["ratio"], figures["noise"] = spread([r[0] / r[1] for r in rounds]), spread([r[2] / r[3] for r in rounds])
     figures["seconds"] = [statistics.median(r[side] for r in rounds) for side in (0, 1)]
     figures["fastest"] = [min(r[side] for r in rounds) for side in (0, 1)]
