@@ -61,7 +61,7 @@ class Decoder(nn.Module):
                 layers.append(Upsample(width))
         self.layers = nn.Sequential(*layers)
         self.head = NormActConv(width, out_channels * patch**2, eps=1e-6)
-        self._compiled: list[Features] = []  # a list hides it from the parts
+        self._compiled: list[Body] = []  # a list hides it from the parts
 
     def forward(self, z: Tensor) -> Tensor:
         out = self.head.conv(self._compiled[0](z)) if self._compiled else self.head(self.layers(self.stem(z)))
@@ -69,12 +69,12 @@ class Decoder(nn.Module):
 
     def compile(self, *args: Any, **options: Any) -> None:
         """All but the last convolution, so that the gradient there, for the adaptive weight, does not run through a compiled decoder."""
-        self._compiled = [Features(self)]
+        self._compiled = [Body(self)]
         self._compiled[0].compile(*args, **options)
 
 
-class Features(nn.Module):
-    """What a decoder's last convolution sees."""
+class Body(nn.Module):
+    """All of a decoder but its last convolution, as a module that can be compiled; it shares the decoder's parts."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
