@@ -18,7 +18,7 @@ from ldm.conditioning.label import Unconditional
 from ldm.data.datasets import DigitImages
 from ldm.diffusion.likelihood import Bins, bits_per_dim, log_likelihood, variational_bound
 from ldm.diffusion.schedule import KarrasSchedule, LDMSchedule
-from ldm.diffusion.variance import data_variance, step_variance
+from ldm.diffusion.variance import data_variance, step_kl, step_variance
 from ldm.nn.unet import UNet
 from ldm.ranges import to_float
 from ldm.stages.generation import Recipe
@@ -133,5 +133,13 @@ def test_likelihoods_from_the_command_line(trained: Path, tmp_path: Path, capsys
     sigmas = LDMSchedule(100).sigmas
     weights = sum(0.5 * float(low**-2 - high**-2) for low, high in pairwise(sigmas))
     assert sum(term["bits"] for term in found["terms"][1:]) == pytest.approx(weights * float(z.square().mean()) / math.log(2), rel=1e-4)
+    model = LatentDiffusion(Pixels(), UNet(3, 8, (1,), 1, (), learn_variance=True), Unconditional(), LDMSchedule(100), "x0")
+    model.latents.measure(torch.tensor([0.1, 0.0, -0.1]), torch.tensor([0.5, 0.4, 0.3]), 10, (32, 32))
+    model_folder.save(model, tmp_path / "learned", {"stage": "DiffusionStage", "classes": [], "size": 32, "recipe": recipe})
+    learned = ["likelihood", "--model", str(tmp_path / "learned"), "--images=digits", "--num=2", "--device=cpu"]
+    assert main([*learned, "--out", str(tmp_path / "learned.json")]) == 0
+    found, middle = json.loads((tmp_path / "learned.json").read_text()), torch.zeros((), dtype=torch.float64)
+    nats = sum(step_kl(z.double() ** 2, high, low, step_variance(high, low, middle)).mean() for low, high in pairwise(sigmas.double()))
+    assert sum(term["bits"] for term in found["terms"][1:]) == pytest.approx(float(nats) / math.log(2), rel=1e-4)
     assert main([*command, "--num=0"]) == 1
     assert "num is 0" in capsys.readouterr().err

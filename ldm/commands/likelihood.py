@@ -74,7 +74,6 @@ def likelihood(
         z0 = latents.to_latents(to_float(torch.stack([source.pixels(i) for i in part])).to(device))
         shown = [said_of(loaded, source.records[i]) for i in part]
         batch = batch_of(network, CFG(), shown, loaded.card["classes"])
-        denoise = network.guided(batch, CFG(1.0))
 
         def noise(like: Tensor = z0) -> Tensor:
             return torch.randn(like.shape, generator=generator).to(like)
@@ -82,7 +81,7 @@ def likelihood(
         with torch.no_grad():
             bounds.append(_bound(network, batch, z0, levels, noise).cpu())
         if places is not None:
-            densities.append(_density(denoise, z0, places, noise, latents.bins).cpu())
+            densities.append(_density(network.guided(batch, CFG(1.0)), z0, places, noise, latents.bins).cpu())
     terms = bits_per_dim(torch.cat(bounds, dim=1), z0)
     results: dict[str, Any] = {"bits/dim, bound": float(terms.sum())}
     if densities:
@@ -99,11 +98,10 @@ def likelihood(
 
 def _bound(model: LatentDiffusion, batch: Batch, z0: Tensor, levels: Tensor, noise: Noise) -> Tensor:
     """(T+1,B), with the variances that the network has learned, if it has."""
-    if not model.denoiser.network.learn_variance:
-        return variational_bound(model.guided(batch, CFG(1.0)), z0, levels, noise, model.latents.bins)
     learned = LearnedNoise(model.denoiser, levels, noise)
     denoise = model.guided(batch, CFG(1.0), predict=learned.predict)
-    return variational_bound(denoise, z0, levels, noise, model.latents.bins, lambda: learned.fraction)
+    fraction = (lambda: learned.fraction) if model.denoiser.network.learn_variance else None
+    return variational_bound(denoise, z0, levels, noise, model.latents.bins, fraction)
 
 
 def _density(denoise: Denoise, z0: Tensor, places: Tensor, noise: Callable[[], Tensor], bins: Bins | None) -> Tensor:

@@ -47,16 +47,14 @@ class Text(Conditioner):
         self._store: Store | None = None
         self._kept = lru_cache(KEPT)(self._states)
         self.register_buffer("sign", torch.zeros(self.token_dim))
-        self.sign = self._signed()
+        self._own_sign = self._encoded(SAID, 16)[-1].float()
+        self.sign.copy_(self._own_sign)
         self.register_load_state_dict_post_hook(_same_encoder)
 
     def cache_in(self, folder: str) -> None:
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(self._folder.rglob("*")) if file.is_file()]
         key = hashlib.sha256(repr((stats, self.max_tokens, self.vector == "pooled")).encode()).hexdigest()[:16]
         self._store = Store(Path(folder) / f"texts-{key}.sqlite", self.token_dim)
-
-    def _signed(self) -> Tensor:
-        return self._encoded(SAID, 16)[-1].to(self.sign)
 
     def _states(self, text: str) -> Tensor:
         """(L,D) of one text, on the CPU, in 16 bits; the pooled vector, where it is wanted, comes first."""
@@ -128,7 +126,7 @@ class _States(nn.Module):
 
 
 def _same_encoder(conditioner: Text, keys: Any) -> None:
-    if not F.cosine_similarity(conditioner.sign, conditioner._signed(), dim=0) > ALIKE:
+    if not F.cosine_similarity(conditioner.sign.cpu().float(), conditioner._own_sign, dim=0) > ALIKE:
         raise ValueError(
             f"the text encoder in {str(conditioner._folder)!r} is not the one with which this model was trained: put that one there"
         )
