@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -296,10 +297,8 @@ def measure(cases: Cases, name: str, pairs: int, quick: bool) -> dict[str, Any]:
     for _ in range(2):
         warm = max(seconds(part.step, device) for part in (ours, theirs, again))
     repeats = 1 if quick else math.ceil(0.2 / warm)
-    rounds = []
-    for number in range(pairs):
-        order = [(0, ours), (1, theirs), (2, ours), (3, again)][:: -1 if number % 2 else 1]
-        rounds.append([time for _, time in sorted((place, seconds(part.step, device, repeats)) for place, part in order)])
+    parts = (ours, theirs, ours, again)
+    rounds = [[seconds(part.step, device, repeats) for part in parts[::way]][::way] for way in islice(cycle((1, -1)), pairs)]
     figures["ratio"], figures["noise"] = spread([r[0] / r[1] for r in rounds]), spread([r[2] / r[3] for r in rounds])
     figures["seconds"] = [statistics.median(r[side] for r in rounds) for side in (0, 1)]
     figures["fastest"] = [min(r[side] for r in rounds) for side in (0, 1)]

@@ -4,9 +4,9 @@ python tools/compare_clips.py [--steps 2000] [--num 32] [--out runs/compare-clip
 
 Writes a film of each emoji (animated WebP, 8 frames, 5 degrees each), trains configs/finetune/video.yaml on them with the emoji's classes,
 and samples clips.  Neighbouring frames are compared inside the circle that stays in the picture, once as they are, once with the second
-turned back.  Rivals: the films, what the first stage makes of them, the model before its training (its attention sees all frames, which
-share noise), and frames of the carried model, each with its own noise or all with one.  Writes table.md, table.json, clips.png (a clip
-per row) and clips.webp.
+turned back.  Rivals: the films, what the first stage makes of them, the model before its training (its attention sees all
+frames), and frames of the carried model, each with its own noise or all with one.  Writes table.md, table.json, clips.png (a clip per row)
+and clips.webp.
 """
 
 import argparse

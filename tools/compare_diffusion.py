@@ -5,7 +5,7 @@ python tools/compare_diffusion.py [--steps 2500] [--num 256] [--out runs/compare
 predictions  one model per prediction type, the same network, steps and first stage (that of the carried model)
 samplers     --model (default: the carried one) with each sampler, number of network calls and guidance scale (some samplers with one)
 guidance     --model with its sampler and other guidance
-models       only if asked for (--only models --model A B): trained models, each as its configuration says and with three guidance scales
+models       only if asked for (--only models --model A B): trained models, each with its own sampler and three guidance scales
 
 Every set of pictures has the classes of as many real emoji, evenly chosen; distances are to all 1,911.  Writes a table (.md) of each,
 results.json, predictions.png (the same seeds and classes, a row per prediction) and samplers.png (curves).
@@ -104,7 +104,7 @@ def predictions(judge: Judge, out: Path, steps: int) -> dict[str, dict[str, floa
         loaded = model_folder.load(run / "diffusion" / "model")
         results[prediction] = judge(loaded, prediction, guidance=CFG(SCALE))
         requests = [Request(i, 0, name) for i, name in enumerate(judge.conditions[:: len(judge.conditions) // 16][:16])]
-        recipe = Recipe.of(loaded.card)
+        recipe = replace(Recipe.of(loaded.card), guidance=CFG(SCALE))
         rows.append(generate(loaded.model, requests, recipe, loaded.card["classes"]))
     as_image(grid(to_uint8(torch.cat(rows)), 16)).save(out / "predictions.png")
     lines = ["| prediction | FD-mnv2 | KID-mnv2 |", "|---|---|---|"]
