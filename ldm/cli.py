@@ -1,8 +1,16 @@
 """The `ldm` command: a thin dispatcher.  Importing it costs nothing; each command imports what it needs."""
 
+import errno
 import os
+import signal
 import sys
+import tempfile
+import threading
+import traceback
 from importlib import import_module
+from types import FrameType
+
+from ldm.errors import Stopped, UserError, nearest
 
 COMMANDS = {
     "fit": ("ldm.commands.train", "train stage 1 or stage 2"),
@@ -13,12 +21,24 @@ COMMANDS = {
     "evaluate": ("ldm.commands.evaluate", "distances (FD, KID) between two sets of images"),
     "likelihood": ("ldm.commands.likelihood", "bits per dimension of images, by the bound and the ODE"),
     "import": ("ldm.commands.import_", "make a model folder of an autoencoder of diffusers"),
-    "sample": ("ldm.commands.sample", "pictures from words: --prompt, --class, --image, --mask, --upscale, ..."),
-    "predict": ("ldm.commands.predict", "the same from parts and configs, on many devices"),
+    "sample": ("ldm.commands.sample", "pictures: of a class, a text, from an image, on one device or many"),
+    "predict": ("ldm.commands.sample", "the same command under Lightning's name"),
     "again": ("ldm.commands.again", "make a picture anew from the settings that it carries"),
     "wav": ("ldm.commands.wav", "sound of pictures of a model of data.Audio"),
     "watermark": ("ldm.commands.watermark", "check whether pictures have the watermark of `ldm sample`"),
 }
+# What a machine says of a file or a disk of the user: not there, no right, no room, ...
+MACHINE_ERRORS = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+)
 
 
 def usage() -> str:
@@ -34,7 +54,7 @@ Latent diffusion models on your own images.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status.  Mistakes of the user end with one sentence on stderr."""
+    """Run one command; return the exit status.  A mistake of the user is one sentence on stderr, a fault of ldm a short report."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
@@ -46,19 +66,67 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
-        print(f"ldm: there is no command {name!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"ldm: there is no command {name!r}; the commands are {nearest(name, COMMANDS, 20)}", file=sys.stderr)
         return 2
-    try:
-        return import_module(COMMANDS[name][0]).main(name, rest)
-    except (ValueError, OSError) as error:
-        if os.environ.get("LDM_TRACEBACK"):
+    with _terminated_as_interrupted() as received:
+        try:
+            status: int = import_module(COMMANDS[name][0]).main(name, rest)
+            return status
+        except Stopped as stopped:
+            return _end(name, str(stopped), stopped.code)
+        except UserError as error:
+            if os.environ.get("LDM_TRACEBACK"):
+                raise
+            return _end(name, str(error), 1)
+        except BrokenPipeError:  # `ldm ... | head`: nobody reads any more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except KeyboardInterrupt:
+            return _end(name, "stopped", 143 if received else 130)
+        except SystemExit as error:
+            if isinstance(error.code, int) or error.code is None:
+                return error.code or 0
             raise
-        message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
-        print(f"ldm {name}: {' '.join(message.split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"ldm {name}: stopped", file=sys.stderr)
-        return 130
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in MACHINE_ERRORS and error.filename:
+                return _end(name, f"{error.strerror}: {error.filename}", 1)
+            if os.environ.get("LDM_TRACEBACK"):
+                raise
+            return _report(name, rest, error)
+
+
+def _end(name: str, message: str, status: int) -> int:
+    print(f"ldm {name}: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _report(name: str, arguments: list[str], error: Exception) -> int:
+    """What a fault of ours looks like: short, with the traceback in a file."""
+    with tempfile.NamedTemporaryFile("w", prefix="ldm-fault-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        file.write(f"ldm {name} {' '.join(arguments)}\n\n{''.join(traceback.format_exception(error))}")
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    print(f"ldm {name}: this is a fault of ldm ({said}).  Please report it with the file {file.name}", file=sys.stderr)
+    return 70  # EX_SOFTWARE
+
+
+class _terminated_as_interrupted:
+    """SIGTERM raises KeyboardInterrupt, so that every command that takes long ends in good order; a list says that it did."""
+
+    def __enter__(self) -> list[int]:
+        self.received: list[int] = []
+        self.before = signal.getsignal(signal.SIGTERM)
+        self.sets = threading.current_thread() is threading.main_thread() and self.before == signal.SIG_DFL
+        if self.sets:
+            signal.signal(signal.SIGTERM, self._raise)
+        return self.received
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+        raise KeyboardInterrupt
+
+    def __exit__(self, *_: object) -> None:
+        if self.sets:
+            signal.signal(signal.SIGTERM, self.before)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.errors import UserError
 from ldm.interfaces import Buildable
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
@@ -22,14 +23,14 @@ class Degradation(Buildable, ABC):
 
 
 @dataclass(frozen=True)
-class Smaller(Degradation):
+class Downscale(Degradation):
     """Shrunk by a whole factor, bicubic with antialias."""
 
     factor: int = 4
 
     def __post_init__(self) -> None:
         if self.factor < 1:
-            raise ValueError(f"the factor by which the image is smaller is {self.factor}; allowed is 1 or more")
+            raise UserError(f"the factor by which the image is smaller is {self.factor}; allowed is 1 or more")
 
     def __call__(self, x: Tensor) -> Tensor:
         size = (x.shape[2] // self.factor, x.shape[3] // self.factor)
@@ -37,14 +38,14 @@ class Smaller(Degradation):
 
 
 @dataclass(frozen=True)
-class Blurred(Degradation):
+class GaussianBlur(Degradation):
     """Gaussian blur of a standard deviation in px."""
 
     sigma: float = 2.0
 
     def __post_init__(self) -> None:
         if self.sigma <= 0:
-            raise ValueError(f"the blur is {self.sigma} px; allowed is more than 0")
+            raise UserError(f"the blur is {self.sigma} px; allowed is more than 0")
 
     def __call__(self, x: Tensor) -> Tensor:
         radius = max(1, math.ceil(3 * self.sigma))
@@ -57,7 +58,7 @@ class Blurred(Degradation):
 
 
 @dataclass(frozen=True)
-class Grey(Degradation):
+class Grayscale(Degradation):
     """Luma in all three channels (ITU-R BT.601), of each frame of a clip."""
 
     def __call__(self, x: Tensor) -> Tensor:

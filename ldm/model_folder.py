@@ -17,9 +17,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from ldm.errors import UserError, nearest
 from ldm.interfaces import Buildable
+from ldm.registry import current_path
 
 FORMAT = 1
+CONFIG = "config.yaml"  # of a model folder
 SHIPPED = Path(__file__).parent / "models"
 CHECKPOINT_KEY = "ldm"  # what a training checkpoint holds beside Lightning's own entries
 
@@ -49,19 +52,19 @@ def build(spec: Any, trusted: Iterable[str] = ()) -> Any:
         return spec
     if "class_path" not in spec:
         return {key: build(item, trusted) for key, item in spec.items()}
-    module, _, name = str(spec["class_path"]).rpartition(".")
+    module, _, name = current_path(str(spec["class_path"])).rpartition(".")
     if module.split(".")[0] not in {"ldm", *trusted}:
-        raise ValueError(f"the model names the class {spec['class_path']!r}; allowed are classes of {', '.join(['ldm', *trusted])}")
+        raise UserError(f"the model names the class {spec['class_path']!r}; allowed are classes of {', '.join(['ldm', *trusted])}")
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"the model names the class {spec['class_path']!r}, which this version of ldm does not have") from error
+        raise UserError(f"the model names the class {spec['class_path']!r}, which this version of ldm does not have") from error
     if not (isinstance(cls, type) and issubclass(cls, Buildable)):
-        raise ValueError(f"the model names {spec['class_path']!r}, which is not a part that a model can be built from")
+        raise UserError(f"the model names {spec['class_path']!r}, which is not a part that a model can be built from")
     try:
         return cls(**build(spec.get("init_args", {}), trusted))
     except TypeError as error:
-        raise ValueError(f"the model's description does not fit this version of ldm: {error}") from error
+        raise UserError(f"the model's description does not fit this version of ldm: {error}") from error
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -107,33 +110,50 @@ class Loaded:
     sha256: str  # of the weights' file
 
 
+def find(path: str | Path) -> Path:
+    """The model folder or checkpoint that a user means: a folder, a file, a run with one model below it, or a shipped model's name.
+
+    A folder that holds no model, such as somebody's pictures, does not hide a shipped model of its name.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_file() or (folder / CONFIG).is_file():
+        return folder
+    if (SHIPPED / str(path) / CONFIG).is_file():
+        return SHIPPED / str(path)
+    below = sorted(found.parent for found in folder.glob("*/model/config.yaml")) if folder.is_dir() else []
+    below += [folder / "model"] if (folder / "model" / CONFIG).is_file() else []
+    diffusion = [found for found in below if found.parent.name == "diffusion"]
+    if len(below) == 1 or len(diffusion) == 1:
+        return (diffusion or below)[0]
+    shipped = sorted(found.name for found in SHIPPED.glob("*") if found.is_dir())
+    hint = f"; below it are {', '.join(map(str, below))}" if below else ""
+    raise UserError(
+        f"no model at {str(path)!r}: give a model folder (with config.yaml and model.safetensors), "
+        f"a checkpoint (.ckpt) or a shipped model ({nearest(str(path), shipped)}){hint}"
+    )
+
+
 def load(path: str | Path, trusted: Iterable[str] = ()) -> Loaded:
-    """A model folder, a training checkpoint (its averaged weights), or the name of a shipped model (`emoji`)."""
-    folder = Path(path)
-    if not folder.exists() and (SHIPPED / str(path)).is_dir():
-        folder = SHIPPED / str(path)
+    """The model at a path as `find` understands it; of a training checkpoint the averaged weights."""
+    folder = find(path)
     if folder.is_file():
         return _load_checkpoint(folder, trusted)
-    config_path, weights_path = folder / "config.yaml", folder / "model.safetensors"
-    if not (config_path.is_file() and weights_path.is_file()):
-        shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*") if p.is_dir()))
-        raise ValueError(
-            f"no model at {str(path)!r}: give a model folder (with config.yaml and model.safetensors), "
-            f"a checkpoint (.ckpt) or a shipped model ({shipped})"
-        )
+    config_path, weights_path = folder / CONFIG, folder / "model.safetensors"
+    if not weights_path.is_file():
+        raise UserError(f"no model at {str(path)!r}: {weights_path} is missing")
     try:
         config = yaml.safe_load(config_path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{config_path} is not valid YAML: {error}") from error
+        raise UserError(f"{config_path} is not valid YAML: {error}") from error
     if not isinstance(config, dict):
         config = {}
     if missing := {"format", "sha256", "card", "model"} - config.keys():
-        raise ValueError(f"{config_path} is not a model description: it lacks {', '.join(sorted(missing))}")
+        raise UserError(f"{config_path} is not a model description: it lacks {', '.join(sorted(missing))}")
     if config["format"] != FORMAT:
-        raise ValueError(f"{config_path} is not a model description of format {FORMAT}: write the folder again with this version of ldm")
+        raise UserError(f"{config_path} is not a model description of format {FORMAT}: write the folder again with this version of ldm")
     data = weights_path.read_bytes()
     if hashlib.sha256(data).hexdigest() != config["sha256"]:
-        raise ValueError(f"{weights_path} is damaged or was exchanged: its hash is not the one in config.yaml")
+        raise UserError(f"{weights_path} is damaged or was exchanged: its hash is not the one in config.yaml")
     model = build(config["model"], trusted)
     load_weights(model, safetensors.torch.load(data), weights_path)
     return Loaded(model.eval(), config["card"], config["sha256"])
@@ -144,7 +164,7 @@ def _load_checkpoint(path: Path, trusted: Iterable[str]) -> Loaded:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         entry = checkpoint[CHECKPOINT_KEY]
     except Exception as error:  # torch.load raises many kinds: zip, pickle, key, runtime
-        raise ValueError(f"{path} is not a checkpoint written by `ldm fit` ({type(error).__name__})") from error
+        raise UserError(f"{path} is not a checkpoint written by `ldm fit` ({type(error).__name__})") from error
     model = build(entry["model"], trusted)
     weights = {name.removeprefix("model."): t for name, t in checkpoint["state_dict"].items() if name.startswith("model.")}
     load_weights(model, merged({**weights, **entry.get("averaged", {})}), path)
@@ -168,4 +188,4 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str | Pa
         model.load_state_dict({name: tensor for name, tensor in weights.items()})
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise ValueError(f"the weights in {path} do not fit the model: {first}") from error
+        raise UserError(f"the weights in {path} do not fit the model: {first}") from error

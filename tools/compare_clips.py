@@ -28,7 +28,7 @@ from ldm.data.transforms import as_image, grid
 from ldm.frames import apart, strip
 from ldm.ranges import to_float, to_uint8
 from ldm.stages.diffusion import start_from
-from ldm.stages.generation import Recipe, Request, generate
+from ldm.stages.generation import Request, SamplingConfig, generate
 
 FRAMES, DEGREES = 8, 5.0
 
@@ -96,17 +96,17 @@ def main() -> None:
     source = ClipImages(str(films(args.out / "films")), 64, FRAMES)
     chosen = torch.linspace(0, len(source) - 1, args.num).round().long().tolist()
     real, classes = to_float(torch.stack([source.pixels(i) for i in chosen])), [source.records[i].label for i in chosen]
-    recipe, latents = Recipe.of(loaded.card), loaded.model.latents
+    recipe, latents = SamplingConfig.of(loaded.card), loaded.model.latents
     made = {"films": real, "films through the first stage": latents.to_images(latents.to_latents(real)).clamp(-1, 1)}
     requests = [Request(i, 0, name) for i, name in enumerate(classes)]
     made["clips of the model"] = generate(loaded.model, requests, recipe, loaded.card["classes"], lanes=4)
     untrained = model_folder.build(model_folder.describe(loaded.model))
     start_from(untrained, "emoji")
     made["the same before the training"] = generate(untrained.eval(), requests, recipe, loaded.card["classes"], lanes=4)
-    one = generate(images.model, requests, Recipe.of(images.card), images.card["classes"])
+    one = generate(images.model, requests, SamplingConfig.of(images.card), images.card["classes"])
     made["frames of the model of images, one noise"] = one.repeat(1, FRAMES, 1, 1)
     several = [Request(i * FRAMES + frame, 0, name) for i, name in enumerate(classes) for frame in range(FRAMES)]
-    frames = generate(images.model, several, Recipe.of(images.card), images.card["classes"])
+    frames = generate(images.model, several, SamplingConfig.of(images.card), images.card["classes"])
     made["frames of the model of images, each its noise"] = frames.unflatten(0, (-1, FRAMES)).flatten(1, 2)
     results = {name: agreement(clips) for name, clips in made.items()}
     lines = ["| neighbouring frames, PSNR in dB | as they are | second turned back |", "|---|---|---|"]

@@ -35,7 +35,7 @@ from ldm.diffusion.samplers import Ancestral, DPMSolverPP2M, DPMSolverPP2S, DPMS
 from ldm.metrics.distances import Statistics, frechet_distance, kernel_distance
 from ldm.metrics.features import MobileNetV2
 from ldm.ranges import to_uint8
-from ldm.stages.generation import LANES, Recipe, Request, generate
+from ldm.stages.generation import LANES, Request, SamplingConfig, generate
 
 FLOW = ["--model.schedule=FlowSchedule", "--model.objective=Simple", "--model.objective.times=LogitNormal"]
 PREDICTIONS = {"eps": [], "v": [], "x0": [], "flow": FLOW}  # the others with the emoji config's LDM schedule and min-SNR
@@ -82,7 +82,7 @@ class Judge:
         return {"FD-mnv2": float(distance), "KID-mnv2": float(kernel_distance(features, self.features))}
 
     def __call__(self, loaded: model_folder.Loaded, name: str, **changes: Any) -> dict[str, float]:
-        recipe = replace(Recipe.of(loaded.card), **changes)
+        recipe = replace(SamplingConfig.of(loaded.card), **changes)
         requests = [Request(i, 0, condition) for i, condition in enumerate(self.conditions)]
         with tqdm(total=len(requests) * recipe.num_steps, desc=name, unit="img", unit_scale=1 / recipe.num_steps) as bar:
             pictures = generate(loaded.model, requests, recipe, loaded.card["classes"], 4 * LANES, lambda: bar.update(4 * LANES))
@@ -104,7 +104,7 @@ def predictions(judge: Judge, out: Path, steps: int) -> dict[str, dict[str, floa
         loaded = model_folder.load(run / "diffusion" / "model")
         results[prediction] = judge(loaded, prediction, guidance=CFG(SCALE))
         requests = [Request(i, 0, name) for i, name in enumerate(judge.conditions[:: len(judge.conditions) // 16][:16])]
-        recipe = replace(Recipe.of(loaded.card), guidance=CFG(SCALE))
+        recipe = replace(SamplingConfig.of(loaded.card), guidance=CFG(SCALE))
         rows.append(generate(loaded.model, requests, recipe, loaded.card["classes"]))
     as_image(grid(to_uint8(torch.cat(rows)), 16)).save(out / "predictions.png")
     lines = ["| prediction | FD-mnv2 | KID-mnv2 |", "|---|---|---|"]

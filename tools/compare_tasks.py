@@ -24,32 +24,32 @@ from ldm import model_folder
 from ldm.autoencoder.perceptual import Lite0
 from ldm.data.module import Emoji
 from ldm.data.transforms import as_image, as_tensor, grid
-from ldm.degradations import Smaller
+from ldm.degradations import Downscale
 from ldm.diffusion.guidance import CFG
 from ldm.diffusion.tasks import Inpaint, Restore
-from ldm.interfaces import Seen, Task
+from ldm.interfaces import ConditioningImage, Task
 from ldm.ranges import to_float, to_uint8
-from ldm.stages.generation import Recipe, Request, Source, generate
+from ldm.stages.generation import Request, SamplingConfig, Source, generate
 
-Rival = Callable[[Seen], Tensor]
+Rival = Callable[[ConditioningImage], Tensor]
 
 
 def filtered(make: Callable[[float], ImageFilter.Filter], setting: float) -> Rival:
-    def rival(seen: Seen) -> Tensor:
+    def rival(seen: ConditioningImage) -> Tensor:
         return to_float(torch.stack([as_tensor(as_image(image).filter(make(setting))) for image in to_uint8(seen.x)]))
 
     return rival
 
 
 def resized(method: Image.Resampling) -> Rival:
-    def rival(seen: Seen) -> Tensor:
+    def rival(seen: ConditioningImage) -> Tensor:
         images = [as_image(image) for image in to_uint8(seen.x)]
         return to_float(torch.stack([as_tensor(image.resize((4 * image.width, 4 * image.height), method)) for image in images]))
 
     return rival
 
 
-def mean_fill(seen: Seen) -> Tensor:
+def mean_fill(seen: ConditioningImage) -> Tensor:
     assert seen.mask is not None
     known = 1 - seen.mask
     mean = (seen.x * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True)
@@ -67,7 +67,7 @@ RIVALS: dict[str, dict[str, list[Rival]]] = {
 }
 
 
-UNTRAINED: dict[str, Task] = {"super-resolution": Restore(Smaller(4)), "inpainting": Inpaint()}
+UNTRAINED: dict[str, Task] = {"super-resolution": Restore(Downscale(4)), "inpainting": Inpaint()}
 
 
 def train(task: str, out: Path, steps: int) -> Path:
@@ -99,7 +99,7 @@ def compare(task: str, out: Path, steps: int, num: int) -> tuple[dict[str, dict[
     seen, x = loaded.model.conditioner.see({"image": images}), to_float(images)
     masks = [None] * len(x) if seen.mask is None else list(seen.mask)
     requests = [Request(i, source=Source(*pair, {})) for i, pair in enumerate(zip(seen.x, masks, strict=True))]
-    recipe = replace(Recipe.of(loaded.card), task=None if seen.mask is None else Inpaint())
+    recipe = replace(SamplingConfig.of(loaded.card), task=None if seen.mask is None else Inpaint())
     results, made = {}, {}
     for name, settings in RIVALS[task].items():
         found = [(measure(rival(seen), x, perceptual), rival(seen)) for rival in settings]
@@ -107,7 +107,7 @@ def compare(task: str, out: Path, steps: int, num: int) -> tuple[dict[str, dict[
     made["ours"] = generate(loaded.model, requests, recipe, loaded.card["classes"])
     if task in UNTRAINED:
         carried = model_folder.load("emoji")
-        plain = replace(Recipe.of(carried.card), task=UNTRAINED[task], guidance=CFG(1.0))
+        plain = replace(SamplingConfig.of(carried.card), task=UNTRAINED[task], guidance=CFG(1.0))
         made["ours, no training"] = generate(carried.model, requests, plain, carried.card["classes"])
     results |= {name: measure(made[name], x, perceptual) for name in made if name not in results}
     hidden = seen.x if seen.mask is None else seen.x * (1 - seen.mask)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ldm.errors import UserError
 from ldm.interfaces import Adversary, Discriminator
 from ldm.nn.blocks import group_norm
 
@@ -44,11 +45,11 @@ class PatchDiscriminator(Discriminator):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != self.image_channels:
-            raise ValueError(
+            raise UserError(
                 f"images of {x.shape[1]} channels, a discriminator for {self.image_channels}: set its image_channels to {x.shape[1]}"
             )
         if min(x.shape[2:]) < self.smallest:
-            raise ValueError(
+            raise UserError(
                 f"images of {x.shape[3]}x{x.shape[2]} px are too small for this discriminator: {self.smallest} px, or fewer layers"
             )
         return self.layers(x)

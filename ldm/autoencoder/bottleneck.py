@@ -9,7 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.interfaces import Bottleneck, Latent, Posterior
+from ldm.errors import UserError
+from ldm.interfaces import Bottleneck, BottleneckOutput, Posterior
 
 Noise = Callable[[Tensor], Tensor]
 
@@ -48,20 +49,20 @@ class KL(Bottleneck):
     def __init__(self, channels: int = 4, weight: float = 1e-6) -> None:
         super().__init__()
         if channels < 1 or weight < 0:
-            raise ValueError(f"KL has {channels} channels and weight {weight}; allowed are 1 channel or more and a weight of 0 or more")
+            raise UserError(f"KL has {channels} channels and weight {weight}; allowed are 1 channel or more and a weight of 0 or more")
         self.channels, self.moment_channels, self.weight = channels, 2 * channels, weight
 
     def posterior(self, moments: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian.of(moments)
 
-    def forward(self, moments: Tensor, noise: Noise, values: int) -> Latent:
+    def forward(self, moments: Tensor, noise: Noise, values: int) -> BottleneckOutput:
         posterior = self.posterior(moments)
         z, kl = posterior.sample(noise(posterior.mean)), posterior.kl()
-        return Latent(z, self.weight * kl / values, {"kl_per_dim": kl.mean() / z[0].numel()})
+        return BottleneckOutput(z, self.weight * kl / values, {"kl_per_dim": kl.mean() / z[0].numel()})
 
 
 @dataclass(frozen=True)
-class Point(Posterior):
+class Deterministic(Posterior):
     """A latent without uncertainty."""
 
     z: Tensor
@@ -77,10 +78,10 @@ class Discrete(Bottleneck):
     """Stage 2 sees the encoder's continuous latents, the decoder only codes (as LDM's VQ models, arXiv:2112.10752, section 3.1)."""
 
     def posterior(self, moments: Tensor) -> Posterior:
-        return Point(self.place(moments))
+        return Deterministic(self.project(moments))
 
     @abstractmethod
-    def place(self, moments: Tensor) -> Tensor:
+    def project(self, moments: Tensor) -> Tensor:
         """The encoder's output in the space of the codes, (B,C,h,w) both."""
 
     def logs(self, indices: Tensor) -> dict[str, Tensor]:
@@ -113,7 +114,7 @@ class VQ(Discrete):
     ) -> None:  # fmt: skip
         super().__init__()
         if num_codes < 2 or channels < 1 or not 0 <= decay <= 1:
-            raise ValueError(
+            raise UserError(
                 f"a codebook of {num_codes} codes of {channels} channels with decay {decay}; "
                 "allowed are 2 codes or more, 1 channel or more, and a decay of 0 to 1"
             )
@@ -125,7 +126,7 @@ class VQ(Discrete):
         self.register_buffer("sums", torch.zeros(num_codes, channels))
         self._seen: list[tuple[Tensor, Tensor]] = []  # latents (N,C) and their codes (N,) since the last step
 
-    def place(self, moments: Tensor) -> Tensor:
+    def project(self, moments: Tensor) -> Tensor:
         return F.normalize(moments.float(), dim=1) if self.normalise else moments.float()
 
     def codes(self, z: Tensor) -> Tensor:
@@ -138,17 +139,17 @@ class VQ(Discrete):
         found = [torch.addmm(offset, part, self.values.T, alpha=-2).argmin(1) for part in rows.split(2**16)]
         return torch.cat(found).view(z.shape[0], *z.shape[2:])
 
-    def snap(self, z: Tensor) -> Tensor:
+    def quantize(self, z: Tensor) -> Tensor:
         return F.embedding(self.codes(z), self.values).movedim(-1, 1).contiguous().to(z)
 
-    def forward(self, moments: Tensor, noise: Noise, values: int) -> Latent:
-        z = self.place(moments)
+    def forward(self, moments: Tensor, noise: Noise, values: int) -> BottleneckOutput:
+        z = self.project(moments)
         indices = self.codes(z.detach())
         code = F.embedding(indices, self.values).movedim(-1, 1).contiguous()
         if self.training:
             self._seen.append((z.detach().movedim(1, -1).flatten(0, -2), indices.flatten()))
         distance = (z - code).square().flatten(1).mean(1)
-        return Latent(straight_through(z, code), self.commitment * distance, self.logs(indices))
+        return BottleneckOutput(straight_through(z, code), self.commitment * distance, self.logs(indices))
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -183,7 +184,7 @@ class FSQ(Discrete):
     def __init__(self, levels: Sequence[int] = (8, 8, 8, 5, 5, 5)) -> None:
         super().__init__()
         if not levels or min(levels) < 2:
-            raise ValueError(f"FSQ's levels are {list(levels)}; each channel needs at least 2")
+            raise UserError(f"FSQ's levels are {list(levels)}; each channel needs at least 2")
         self.channels = self.moment_channels = len(levels)
         self.num_codes = int(torch.tensor(levels).prod())
         self.register_buffer("levels", torch.tensor(levels).view(-1, 1, 1), persistent=False)
@@ -192,16 +193,16 @@ class FSQ(Discrete):
         """[-1, 1] -> nearest whole number of 0 .. level - 1."""
         return ((z.float() + 1) / 2 * (self.levels - 1)).round().clamp(min=0).minimum(self.levels - 1)
 
-    def place(self, moments: Tensor) -> Tensor:
+    def project(self, moments: Tensor) -> Tensor:
         return torch.tanh(moments.float())
 
-    def snap(self, z: Tensor) -> Tensor:
+    def quantize(self, z: Tensor) -> Tensor:
         return (self._grid(z) / (self.levels - 1) * 2 - 1).to(z)
 
     def codes(self, z: Tensor) -> Tensor:
         radix = torch.cat([self.levels.new_ones(1, 1, 1), self.levels[:-1].cumprod(0)])
         return (self._grid(z).long() * radix).sum(1)
 
-    def forward(self, moments: Tensor, noise: Noise, values: int) -> Latent:
-        z = self.place(moments)
-        return Latent(straight_through(z, self.snap(z)), z.new_zeros(len(z)), self.logs(self.codes(z.detach())))
+    def forward(self, moments: Tensor, noise: Noise, values: int) -> BottleneckOutput:
+        z = self.project(moments)
+        return BottleneckOutput(straight_through(z, self.quantize(z)), z.new_zeros(len(z)), self.logs(self.codes(z.detach())))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.autoencoder.coder import Decoder, Encoder
+from ldm.errors import UserError
 from ldm.interfaces import Autoencoder, Bottleneck, Posterior, Reconstruction
 
 
@@ -30,7 +31,7 @@ class ConvAutoencoder(Autoencoder):
     ) -> None:
         super().__init__()
         if bad := [level for level in attention_levels if not 0 <= level < len(multipliers)]:
-            raise ValueError(f"attention_levels has {bad[0]}; this autoencoder's levels are 0 to {len(multipliers) - 1}")
+            raise UserError(f"attention_levels has {bad[0]}; this autoencoder's levels are 0 to {len(multipliers) - 1}")
         self.factor, self.channels, self.image_channels = patch * 2 ** (len(multipliers) - 1), bottleneck.channels, image_channels
         self.num_codes = bottleneck.num_codes
         shape, moments = (channels, multipliers, num_blocks, attention_levels, patch), bottleneck.moment_channels
@@ -47,7 +48,7 @@ class ConvAutoencoder(Autoencoder):
         return self.bottleneck.posterior(moments)
 
     def decode(self, z: Tensor) -> Tensor:
-        return self._pixels(self.bottleneck.snap(z))
+        return self._pixels(self.bottleneck.quantize(z))
 
     def _pixels(self, z: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(z))

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ldm.autoencoder.bottleneck import Point
+from ldm.autoencoder.bottleneck import Deterministic
 from ldm.interfaces import Autoencoder, Posterior
 
 
@@ -19,7 +19,7 @@ class Pixels(Autoencoder):
         return x
 
     def posterior(self, moments: Tensor) -> Posterior:
-        return Point(moments)
+        return Deterministic(moments)
 
     def decode(self, z: Tensor) -> Tensor:
         return z

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
 from ldm.interfaces import Autoencoder, Posterior
 
 
@@ -20,7 +21,7 @@ class Tiled(Autoencoder):
         self.factor, self.channels, self.num_codes = autoencoder.factor, autoencoder.channels, autoencoder.num_codes
         self.image_channels = autoencoder.image_channels
         if tile % self.factor or overlap % self.factor or not 0 < overlap < tile:
-            raise ValueError(
+            raise UserError(
                 f"tiles of {tile} px with an overlap of {overlap}: both must be multiples of the factor {self.factor}, "
                 "the overlap less than the tile"
             )

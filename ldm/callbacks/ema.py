@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.model_folder import CHECKPOINT_KEY
 
 
@@ -17,7 +18,7 @@ class EMA(L.Callback):
 
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"the EMA's decay is {decay}; allowed is 0 to less than 1")
+            raise UserError(f"the EMA's decay is {decay}; allowed is 0 to less than 1")
         self.decay = decay
         self.averaged: dict[str, Tensor] = {}
         self.step, self.swapped = 0, False

@@ -6,6 +6,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
+
 
 class SkipNonFinite(L.Callback):
     """Leaves out optimizer steps with a gradient that is not finite, counts them, and ends the run after `limit` in a row.
@@ -16,7 +18,7 @@ class SkipNonFinite(L.Callback):
 
     def __init__(self, limit: int = 20) -> None:
         if limit < 1:
-            raise ValueError(f"SkipNonFinite's limit is {limit}; allowed is 1 or more")
+            raise UserError(f"SkipNonFinite's limit is {limit}; allowed is 1 or more")
         self.limit = limit
         self._counts: Tensor | None = None  # skipped in all, in a row up to now, most in a row
 
@@ -34,7 +36,7 @@ class SkipNonFinite(L.Callback):
         skipped, _, in_a_row = self._counts.tolist()
         pl_module.log("train/skipped_steps", float(skipped), batch_size=1)
         if in_a_row >= self.limit:
-            raise ValueError(
+            raise UserError(
                 f"{in_a_row} steps in a row up to step {trainer.global_step} had gradients that are not finite and were skipped: "
                 "lower the learning rate, or use precision 32-true or bf16-mixed"
             )

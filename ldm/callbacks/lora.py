@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import lightning as L
 from torch import nn
 
+from ldm.errors import UserError
 from ldm.nn.lora import adapt
 from ldm.stages.diffusion import DiffusionStage
 from ldm.stages.training import parameters_of
@@ -23,7 +24,7 @@ class LoRA(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, DiffusionStage):
-            raise ValueError("LoRA is for stage 2 (DiffusionStage)")
+            raise UserError("LoRA is for stage 2 (DiffusionStage)")
         model: nn.Module = pl_module.model
         model.requires_grad_(False)
         adapt(pl_module.model.denoiser.network, self.rank, self.alpha, self.layers)

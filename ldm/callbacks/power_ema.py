@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ldm.callbacks.ema import EMA
+from ldm.errors import UserError
 from ldm.model_folder import CHECKPOINT_KEY, write_atomically
 
 
 def gamma_of(std: float) -> float:
     """The exponent of the profile t^gamma whose relative standard deviation is std (Eq. 125): (gamma+1)/((gamma+2)^2 (gamma+3)) = std^2."""
     if not 0 < std < 12**-0.5:
-        raise ValueError(f"an average's relative length is {std}; allowed is more than 0 and less than {12**-0.5:.3f}")
+        raise UserError(f"an average's relative length is {std}; allowed is more than 0 and less than {12**-0.5:.3f}")
     a = std**-2
     return float(np.roots([1, 7, 16 - a, 12 - a]).real.max())
 
@@ -89,7 +90,7 @@ def stored(folder: Path) -> list[tuple[float, int, Path]]:
         std, _, step = path.stem.rpartition("-")
         found.append((float(std), int(step), path))
     if not found:
-        raise ValueError(f"there are no stored averages in {str(folder)!r}: train with -c trainer/power-ema.yaml")
+        raise UserError(f"there are no stored averages in {str(folder)!r}: train with -c trainer/power-ema.yaml")
     return found
 
 

@@ -1,80 +1,50 @@
-"""What every command's parser shares: where configs are, how it reads them, how it says what is wrong."""
+"""Where configs are: the folder `configs` of a clone, or of the installed package."""
 
-import logging
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError
-from omegaconf.errors import OmegaConfBaseException
+
+from ldm.errors import UserError, nearest
 
 _PACKAGE = Path(__file__).parent.parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"  # installed, or a clone
-PARSER: dict[str, Any] = {"parser_mode": "omegaconf+", "allow_abbrev": False, "exit_on_error": False}
-FRAMES = ("Given value", "Subtypes:", "Errors:", "Does not validate", "Problem with given class_path", "Expected a <class 'NoneType'>")
-
-
-# Warnings of libraries about things that are as they should be here.
-NOISE = (
-    "does not have many workers",
-    "Checkpoint directory",
-    "smaller than the logging interval",
-    "LightningCLI's args parameter",
-    "resuming from a checkpoint that ended before the epoch ended",
-    "isinstance.treespec, LeafSpec",
-    "in eval mode at the start of training",  # the frozen first stage
-)
-
-
-def quiet() -> None:
-    """Leaves out what Lightning says of its other products and of devices that are not there."""
-    for noise in NOISE:
-        warnings.filterwarnings("ignore", f".*{noise}.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
 
 def find_configs(arguments: list[str]) -> list[str]:
-    """-c data/digits.yaml: a file here, or one of those that come with the package."""
+    """The command line with the files after -c, --config and --config= as paths; a name is a file here or one of the package's."""
     found: list[str] = []
     for argument in arguments:
-        found.append(_config(argument) if found and found[-1] in ("-c", "--config") else argument)
+        if found and found[-1] in ("-c", "--config"):
+            found.append(str(find_config(argument)))
+        elif argument.startswith("--config="):
+            found += ["--config", str(find_config(argument.partition("=")[2]))]
+        else:
+            found.append(argument)
     return found
 
 
-def _config(name: str) -> str:
+def find_config(name: str) -> Path:
+    """The file that -c NAME means; a UserError where there is none, or none in YAML."""
     path = Path(name) if Path(name).exists() else CONFIGS / name.removeprefix("configs/")
     if not path.is_file():
-        known = ", ".join(sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")))
-        raise ValueError(f"there is no config file {name!r}; the package has {known}")
+        known = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
+        raise UserError(f"there is no config file {name!r}; the package has {nearest(name, known, 60)}")
+    read_yaml(path)
+    return path
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file."""
     try:
-        yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    return str(path)
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
 
 
-def sentence(error: Exception) -> str:
-    """jsonargparse nests its messages in frames of type names; what is left is the setting and what is wrong with it."""
-    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-    keys = [match.group(1) for line in lines if (match := re.search(r'Parser key "([^"]+)"', line))]
-    said = [re.sub(r'^Parser key "[^"]+": ?', "", line) for line in lines if not line.startswith(FRAMES)]
-    text = "; ".join(dict.fromkeys(part for part in said if part and not part.startswith(FRAMES)))
-    return f"{'.'.join(dict.fromkeys(keys))}: {text}" if keys else text
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Mistakes in the command line or in a config as one sentence."""
-    try:
-        yield
-    except OmegaConfBaseException as error:
-        raise ValueError(f"the configuration cannot be resolved: {error}") from error
-    except (ArgumentError, TypeError, ValueError) as error:
-        if "Parser key" in str(error) or "Does not validate" in str(error) or isinstance(error, ArgumentError):
-            hint = " (see --help)" if isinstance(error, ArgumentError) else ""
-            raise ValueError(sentence(error) + hint) from error
-        raise
+def read_config(name: str) -> dict[str, Any]:
+    """The options in a config file."""
+    content = read_yaml(find_config(name))
+    if not isinstance(content, dict):
+        raise UserError(f"{name} holds no options: give lines such as `steps: 50`")
+    return content

@@ -4,50 +4,58 @@ import json
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor
 from tqdm import tqdm
 
-import ldm.metrics.features  # makes short class names known
-from ldm.commands.configs import PARSER, plain_errors
+from ldm.commands.options import DEVICE, Option, parse, path, whole
 from ldm.data.datasets import DigitImages, EmojiImages, FolderImages, Images
+from ldm.errors import UserError
 from ldm.interfaces import Features
 from ldm.metrics.distances import Statistics, frechet_distance, kernel_distance
+from ldm.metrics.features import MobileNetV2
 from ldm.model_folder import write_atomically
+from ldm.sampling.model import device_of
 
 CARRIED = {"emoji": EmojiImages, "digits": DigitImages}
 
 
-def evaluate(
-    images: str,
-    reference: str,
-    size: int,
-    features: Features | None = None,
-    batch_size: int = 64,
-    save: str | None = None,
-    out: str | None = None,
-    device: str = "cuda" if torch.cuda.is_available() else "cpu",
-) -> int:
-    """Fréchet and kernel distance (FD, KID) between the features of two sets of images; both go through the same resize and crop.
+OPTIONS = [
+    Option("--images", "folder of images; of a folder that `ldm sample` wrote, the pictures in its manifest", path, metavar="FOLDER"),
+    Option(
+        "--reference", "folder of images, `emoji`, `digits` (what the package carries), or a file that --save wrote", path, metavar="SET"
+    ),
+    Option("--size", "px to which images are resized and cropped, that of the model's training", whole(1), metavar="PX"),
+    Option(
+        "--features",
+        "MobileNetV2 (the default), Lite0Features or Inception; the results are named after it",
+        base=Features,
+        rooms=("metrics",),
+    ),
+    Option("--batch-size", "images per network call; default: 64", whole(1), 64, "N"),
+    Option("--save", "file (.safetensors) for the reference's statistics, to be used again", path, None, "FILE"),
+    Option("--out", "file (.json) for the results", path, None, "FILE"),
+    DEVICE,
+]
 
-    Args:
-        images: folder of images; of a folder that `ldm predict` wrote, the pictures in its manifest
-        reference: folder of images, `emoji`, `digits` (what the package carries), or a file that --save wrote
-        size: px to which images are resized and cropped, that of the model's training
-        features: MobileNetV2, Lite0Features or Inception; default: MobileNetV2.  The results are named after it
-        batch_size: images per network call
-        save: file (.safetensors) for the reference's statistics, to be used again
-        out: file (.json) for the results
-        device: of the network
-    """
-    network = (features or ldm.metrics.features.MobileNetV2()).to(device)
+
+def evaluate(
+    images: str, reference: str, size: int, features: Features | None = None, batch_size: int = 64, save: str | None = None,
+    out: str | None = None, device: str = "auto",
+) -> int:  # fmt: skip
+    """Fréchet and kernel distance (FD, KID) between the features of two sets of images; both go through the same resize and crop."""
+    if save is not None and not save.endswith(".safetensors"):
+        raise UserError(f"--save is {save!r}; its name must end with .safetensors")
+    if save is not None:
+        Path(save).parent.mkdir(parents=True, exist_ok=True)
+    place = device_of(device)
+    network = (features or MobileNetV2()).to(place)
     made: dict[str, str | int] = {"features": network.name, "resize": network.resize, "size": size, "rounding": "uint8", "crop": "centre"}
-    ours = measure(network, open_images(images, size), batch_size, device)
+    ours = measure(network, open_images(images, size), batch_size, place)
     a = Statistics.of(ours, made)
     if reference.endswith(".safetensors"):
         theirs, b = None, Statistics.load(reference)
     else:
-        theirs = measure(network, open_images(reference, size), batch_size, device)
+        theirs = measure(network, open_images(reference, size), batch_size, place)
         b = Statistics.of(theirs, made)
     results = {f"FD-{network.name}": float(frechet_distance(a, b))}
     if theirs is not None:
@@ -73,7 +81,7 @@ def open_images(source: str, size: int) -> Images:
     return images
 
 
-def measure(network: Features, images: Images, batch_size: int, device: str) -> Tensor:
+def measure(network: Features, images: Images, batch_size: int, device: torch.device) -> Tensor:
     """Features (N,D) of all images."""
     count = len(images.files) if isinstance(images, FolderImages) else len(images)
     found = []
@@ -86,7 +94,8 @@ def measure(network: Features, images: Images, batch_size: int, device: str) -> 
 
 
 def main(command: str, arguments: list[str]) -> int:
-    parser = ArgumentParser(prog=f"ldm {command}", description="Distances between two sets of images.", **PARSER)
-    parser.add_function_arguments(evaluate)
-    with plain_errors():
-        return evaluate(**vars(parser.instantiate_classes(parser.parse_args(arguments))))
+    values = parse(command, "Distances (FD, KID) between two sets of images.", OPTIONS, arguments)
+    for name in ("images", "reference", "size"):
+        if values[name] is None:
+            raise UserError(f"--{name} is missing (ldm {command} --help)")
+    return evaluate(**values)

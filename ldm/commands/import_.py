@@ -2,29 +2,24 @@
 
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from ldm import model_folder
-from ldm.commands.configs import PARSER, plain_errors
+from ldm.commands.options import Option, parse, path
 from ldm.interop import diffusers
 
+OPTIONS = [
+    Option("source", "folder with config.json and diffusion_pytorch_model.safetensors (AutoencoderKL or VQModel)", path, old=()),
+    Option("out", "model folder to write", path),
+]
 
-def import_autoencoder(source: str, out: str) -> None:
-    """Make a model folder of an autoencoder of diffusers, for `--model.init` or as the first stage of stage 2.
 
-    Args:
-        source: folder with config.json and diffusion_pytorch_model.safetensors (AutoencoderKL or VQModel).
-        out: model folder to write.
-    """
+def import_autoencoder(source: str, out: str) -> int:
+    """Make a model folder of an autoencoder of diffusers, for `--model.init` or as the first stage of stage 2."""
     model = diffusers.load_autoencoder(source)
     model_folder.save(model, out, {"stage": "AutoencoderStage", "classes": [], "imported": Path(source).name})
     size = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"written to {out}: f = {model.factor}, {model.channels} latent channels, {size:.1f}M parameters")
+    return 0
 
 
 def main(command: str, arguments: list[str]) -> int:
-    parser = ArgumentParser(prog=f"ldm {command}", description="Make a model folder of an autoencoder of diffusers.", **PARSER)
-    parser.add_function_arguments(import_autoencoder)
-    with plain_errors():
-        import_autoencoder(**vars(parser.parse_args(arguments)))
-    return 0
+    return import_autoencoder(**parse(command, "Make a model folder of an autoencoder of diffusers.", OPTIONS, arguments))

@@ -6,74 +6,66 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.commands.configs import PARSER, plain_errors, quiet
 from ldm.commands.evaluate import open_images
-from ldm.commands.predict import load
-from ldm.commands.wishes import said_of
+from ldm.commands.options import DEVICE, Option, parse, path, whole
+from ldm.conditioning.values import batch_of, condition_of
+from ldm.data.datasets import Record
 from ldm.diffusion.guidance import CFG
 from ldm.diffusion.likelihood import Bins, bits_per_dim, log_likelihood, variational_bound
-from ldm.diffusion.variance import LearnedNoise
-from ldm.interfaces import Batch, Denoise, Noise
+from ldm.errors import UserError
+from ldm.interfaces import Batch, Condition, Denoise, Noise
+from ldm.latents.model import LatentDiffusion
 from ldm.model_folder import write_atomically
 from ldm.ranges import to_float
-from ldm.stages.generation import batch_of
-from ldm.stages.model import LatentDiffusion
+from ldm.sampling.model import Model, load
+from ldm.sampling.wrappers import LearnedNoise
 
 BINS = 10  # rows of the table that are shown
 
 
+OPTIONS = [
+    Option("model", "model folder, run, checkpoint or the name of a shipped model: emoji", path),
+    Option("--images", "folder of images, `emoji` or `digits`; held-out ones, if the model was trained on the rest", path, metavar="SET"),
+    Option("--n", "how many of them, evenly chosen; default: 32", whole(1), 32, "N", old=("--num",)),
+    Option("--steps", "noise levels of the bound; default: 1000, or all of the schedule's", whole(2), 1000, "N"),
+    Option("--ode-steps", "of the ODE (Heun, two calls and their gradients each); default: 0, none", whole(0), 0, "N"),
+    Option("--batch-size", "images per network call; default: 32", whole(1), 32, "N"),
+    Option("--seed", "of the noise; default: 0", whole(0), 0, "N"),
+    Option("--out", "file (.json) for all terms", path, None, "FILE"),
+    DEVICE,
+]
+
+
 def likelihood(
-    model: str,
-    images: str,
-    num: int = 32,
-    steps: int = 1000,
-    ode_steps: int = 0,
-    batch_size: int = 32,
-    seed: int = 0,
-    out: str | None = None,
-    device: str = "cuda" if torch.cuda.is_available() else "cpu",
-) -> int:
+    model: str, images: str, n: int = 32, steps: int = 1000, ode_steps: int = 0, batch_size: int = 32, seed: int = 0,
+    out: str | None = None, device: str = "auto",
+) -> int:  # fmt: skip
     """The variational bound of images in bits per dimension, by noise level, and the density by the probability-flow ODE.
 
     The bound is that of the posterior's variances, or of the network's own where it has learned them.  Of a model in pixels these are bits
     of 8-bit images; of a latent model they are those of the images' normalised latents, a density, which can be below 0 and compares
     models of the same first stage only.  Classes are the images' own where the model knows them.
-
-    Args:
-        model: model folder, checkpoint or the name of a shipped model: emoji
-        images: folder of images, `emoji` or `digits`; held-out ones, if the model was trained on the rest
-        num: how many of them, evenly chosen
-        steps: noise levels of the bound, all of the schedule's by default
-        ode_steps: of the ODE (Heun, two calls and their gradients each); 0: none
-        batch_size: images per network call
-        seed: of the noise
-        out: file (.json) for all terms
-        device: cpu, cuda
     """
-    if min(num, steps - 1, batch_size) < 1 or ode_steps < 0:
-        raise ValueError(f"num is {num}, steps {steps}, batch_size {batch_size}, ode_steps {ode_steps}: allowed are at least 1, 2, 1 and 0")
-    quiet()
-    loaded = load(model)
-    network, latents, schedule = loaded.model.to(device).eval(), loaded.model.latents, loaded.model.denoiser.schedule
+    ready = load(model, device)
+    loaded, network, place = ready.loaded, ready.network, ready.device
+    latents, schedule = network.latents, network.denoiser.schedule
     latents.require_measured()
-    if network.conditioner.shrinks:
-        raise ValueError("this model makes pictures from images: a likelihood is computed of models of classes, texts or nothing")
+    if network.conditioner.image is not None:
+        raise UserError("this model makes pictures from images: a likelihood is computed of models of classes, texts or nothing")
     source = open_images(images, int(loaded.card["size"]))
-    chosen = torch.linspace(0, len(source) - 1, min(num, len(source))).round().long().tolist()
+    chosen = torch.linspace(0, len(source) - 1, min(n, len(source))).round().long().tolist()
     levels, places = (
-        schedule.steps(min(count, len(schedule.sigmas)))[:-1].flip(0).to(device) if count else None for count in (steps, ode_steps)
+        schedule.steps(min(count, len(schedule.sigmas)))[:-1].flip(0).to(place) if count else None for count in (steps, ode_steps)
     )
     assert levels is not None
     generator, bounds, densities = torch.Generator().manual_seed(seed), [], []
     for start in tqdm(range(0, len(chosen), batch_size), desc="Measuring", unit="batch"):
         part = chosen[start : start + batch_size]
-        z0 = latents.to_latents(to_float(torch.stack([source.pixels(i) for i in part])).to(device))
-        shown = [said_of(loaded, source.records[i]) for i in part]
-        batch = batch_of(network, CFG(), shown, loaded.card["classes"])
+        z0 = latents.to_latents(to_float(torch.stack([source.pixels(i) for i in part])).to(place))
+        batch = batch_of(network.conditioner.inputs, [shown_in(ready, source.records[i]) for i in part], ready.classes, place)
 
         def noise(like: Tensor = z0) -> Tensor:
             return torch.randn(like.shape, generator=generator).to(like)
@@ -122,8 +114,14 @@ def _show(levels: Tensor, terms: Tensor) -> None:
     print(f"{f'prior, {levels[-1]:.3g}':<22} {float(terms[-1]):.4f}")
 
 
+def shown_in(model: Model, record: Record) -> Condition:
+    """What to ask a model for, to get what an image of a data set shows; the class only if the model knows it."""
+    label = record.label if record.label in model.classes else None
+    return condition_of(model.network.conditioner, label, record.text, record.numbers)
+
+
 def main(command: str, arguments: list[str]) -> int:
-    parser = ArgumentParser(prog=f"ldm {command}", description="How probable a model thinks images are.", **PARSER)
-    parser.add_function_arguments(likelihood)
-    with plain_errors():
-        return likelihood(**vars(parser.parse_args(arguments)))
+    values = parse(command, "How probable a model thinks images are, in bits per dimension.", OPTIONS, arguments)
+    if values["images"] is None:
+        raise UserError(f"--images is missing (ldm {command} --help)")
+    return likelihood(**values)

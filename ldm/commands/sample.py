@@ -1,195 +1,217 @@
-"""ldm sample: pictures from a trained model, from words instead of classes of samplers and tasks."""
+"""ldm sample: pictures from a trained model, on one device or many.  `ldm predict` is the same command under Lightning's name."""
 
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from jsonargparse import ArgumentParser
-
-from ldm.callbacks.writer import frames_in, path_of
-from ldm.commands.configs import PARSER, plain_errors, quiet
-from ldm.commands.predict import SILENT, Ways, load, make
-from ldm.commands.wishes import Wish
-from ldm.data.films import VIDEO, milliseconds_of, write_film
-from ldm.degradations import Blurred, Grey, Smaller
+from ldm.commands.options import DEVICE, Option, number, numbers, one_of, parse, path, size, switch, warn, whole
+from ldm.degradations import Downscale, GaussianBlur, Grayscale
 from ldm.diffusion.samplers import RePaint
-from ldm.diffusion.tasks import Between, Edit, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Style
-from ldm.interfaces import Task
-from ldm.model_folder import Loaded
-from ldm.stages.generation import Recipe
+from ldm.errors import UserError
+from ldm.interfaces import Guidance, Sampler, Task
+from ldm.latents.model import LatentDiffusion
+from ldm.sampling.model import Model, load
+from ldm.sampling.pipeline import CHUNK_SIZE
+from ldm.sampling.plan import Plan, SampleOptions, parse_numbers
+from ldm.sampling.run import Job, OutputConfig, run, tiled, write_animation
+from ldm.sampling.tasks import Between, Edit, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Style
+
+SHOWN, HOW, IMAGE, WAY, OUTPUT, MACHINE = (
+    "what the pictures show", "how they are sampled", "from an image (with --image; alone: pictures like it, or what the model is for)",
+    "from one to another (the n pictures go from the first to the second)", "what is written", "machine",
+)  # fmt: skip
+
+
+def words(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def steps(text: str) -> int | list[float]:
+    """How many steps, or which."""
+    listed = numbers(text) if "," in text or text.startswith("[") else None
+    return listed or whole(-(2**31), "a whole number, or a list of steps such as 999,500,100")(text)
+
+
+def sides(text: str) -> list[int]:
+    """px on the left, right, top and bottom."""
+    found = [int(each) for each in numbers(text)]
+    if len(found) != 4 or min(found) < 0:
+        raise UserError(f"{found}; give 4 numbers of 0 or more: px on the left, right, top and bottom")
+    return found
+
+
+def guidance(text: str) -> float | str:
+    """A scale, or the name of a class."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def prompts(text: str) -> list[str]:
+    """One prompt; [one, other] is the spelling of earlier versions for several."""
+    return words(text[1:-1]) if text.startswith("[") and text.endswith("]") else [text]
+
+
+OPTIONS = [
+    Option("model", "model folder, run, checkpoint, or a shipped model: emoji", path, group=SHOWN),
+    Option("--class", "class names or numbers, separated by commas and taken in turn; default: all, evenly spread", words, [], "NAMES", SHOWN, old=("--classes",)),
+    Option("--prompt", "what is to be seen, in words, for a model of texts", prompts, [], "TEXT", SHOWN),
+    Option("--numbers", "numeric attributes, such as 'age=30, dose=1'", parse_numbers, {}, "N=V,...", SHOWN),
+    Option("--negative", "class or prompt that guidance leads away from", str, None, "NAME", SHOWN),
+    Option("--unconditional", "no condition at all", switch, False, None, SHOWN),
+    Option("--n", "number of pictures; default: 4, of a film one for each frame", whole(1), None, "N", SHOWN, old=("--num",)),
+    Option("--per-class", "this many of each class, instead of --n", whole(0), 0, "N", SHOWN, old=("--per_class",)),
+    Option("--seed", "picture i depends on (seed, i) and its settings alone; default: 0", whole(0), 0, "N", SHOWN),
+    Option("--first", "index of the first picture; default: 0", whole(0), 0, "N", SHOWN),
+    Option("--steps", "how many sampling steps, or which, such as 999,500,1; default: the model's", steps, None, "N", HOW),
+    Option("--guidance", "scale, or a class: CFG, APG, ClassifierGuidance; --guidance.scale 2 and the like set its arguments", guidance, None, "SCALE", HOW, Guidance),
+    Option("--sampler", "DDIM, DDPM, DPMSolverPP2M, UniPC, Heun, ...; --sampler.eta 1 and the like set its arguments", str, None, "NAME", HOW, Sampler),
+    Option("--spacing", "of the noise levels: trailing, leading, linspace, karras, log", one_of("trailing", "leading", "linspace", "karras", "log"), None, "NAME", HOW),
+    Option("--size", "px of the pictures, if not the training's; an image is resized to it first", size, None, "WxH", HOW),
+    Option("--windows", "larger pictures of overlapping windows (--no-windows: in one piece)", switch, None, None, HOW),
+    Option("--image", "file, folder of frames, or film (GIF, WebP, MP4), which is done frame by frame with one noise", path, None, "FILE", IMAGE),
+    Option("--strength", "how much is made anew, 0 (nothing) to 1 (all); default: 0.6", number, None, "S", IMAGE),
+    Option("--mask", "inpaint: its white part is made anew, the rest stays", path, None, "FILE", IMAGE),
+    Option("--repaint", "do each step so many times, so that what is made anew fits the rest better (5 to 10)", whole(1), 1, "N", IMAGE),
+    Option("--outpaint", "px to add on the left, right, top and bottom", sides, None, "L,R,T,B", IMAGE),
+    Option("--source-class", "edit: what the image shows; it is turned into --class or --prompt", str, None, "NAME", IMAGE, old=("--edit", "--shows")),
+    Option("--upscale", "picture so many times larger, of which the image is a small version", whole(-(2**31)), None, "N", IMAGE),
+    Option("--deblur", "picture of which the image is a version with Gaussian blur of so many px", number, None, "PX", IMAGE),
+    Option("--colourise", "picture of which the image is a grey version", switch, False, None, IMAGE, old=("--colorize",)),
+    Option("--denoise", "take away noise of so many standard deviations of latents", number, None, "LEVEL", IMAGE),
+    Option("--style", "new pictures in the colours of the image", switch, False, None, IMAGE),
+    Option("--task", "one of these by its class, such as Inpaint; --task.strength 0.8 and the like set its arguments", str, None, "NAME", IMAGE, Task),
+    Option("--to-image", "another image (best with --guidance 1)", path, None, "FILE", WAY, old=("--towards",)),
+    Option("--to-seed", "another seed, whose noise is mixed in", whole(0), None, "N", WAY, old=("--between",)),
+    Option("--to-class", "another class or prompt", str, None, "NAME", WAY, old=("--mix",)),
+    Option("--out", "folder for <index>.png, grid.png, manifest.jsonl; default: samples.  What is there is kept", path, "samples", "FOLDER", OUTPUT),
+    Option("--overwrite", "make pictures anew that other settings made", switch, False, None, OUTPUT),
+    Option("--watermark", "hide a watermark that `ldm watermark check` finds; the default (--no-watermark: none)", switch, True, None, OUTPUT),
+    Option("--trajectory", "also <index>.gif and <index>-steps.png: so many images of how each picture comes about", whole(0), 0, "N", OUTPUT, old=("--frames",)),
+    Option("--preview", "write preview.png after every step: the pictures in work", switch, False, None, OUTPUT),
+    Option("--columns", "pictures per row of grid.png; default: about square", whole(0), 0, "N", OUTPUT),
+    Option("--tile", "encode and decode large images in tiles of so many px: little memory", whole(0), 0, "PX", OUTPUT),
+    DEVICE,
+    Option("--devices", "how many of them (or which: 0,2)", str, "1", "N", MACHINE, old=("--trainer.devices",)),
+    Option("--num-nodes", "how many machines with as many devices each", whole(1), 1, "N", MACHINE, old=("--trainer.num_nodes",)),
+    Option("--strategy", "of Lightning, for several devices: auto, ddp", str, "auto", "NAME", MACHINE, old=("--trainer.strategy",)),
+    Option("--precision", "32-true, bf16-mixed, 16-mixed", one_of("32-true", "bf16-mixed", "16-mixed"), "32-true", "P", MACHINE, old=("--trainer.precision",)),
+    Option("--chunk-size", f"pictures per network call, {CHUNK_SIZE}; another number rounds differently", whole(1), CHUNK_SIZE, "N", MACHINE, old=("--lanes",)),
+    Option("--batch-size", "has no meaning any more", str, None, "N", MACHINE),
+    Option("--trusted", "packages beside ldm whose classes the model may name", words, [], "NAMES", MACHINE),
+]  # fmt: skip
 
 # option -> the task that it asks for, made of the option's value and of --strength where that was given
 TASKS: dict[str, Callable[[Any, dict[str, float]], Task]] = {
-    "image": lambda _, strength: ImageToImage(**strength),
+    "task": lambda task, strength: task,
+    "to_image": lambda _, strength: Between(),
     "mask": lambda _, strength: Inpaint(**strength),
     "outpaint": lambda sides, strength: Outpaint(strength.get("strength", 1.0), *sides),
-    "edit": lambda _, strength: Edit(**strength),
-    "upscale": lambda factor, _: Restore(Smaller(factor)),
-    "deblur": lambda px, _: Restore(Blurred(px)),
-    "colourise": lambda *_: Restore(Grey()),
+    "source_class": lambda _, strength: Edit(**strength),
+    "upscale": lambda factor, _: Restore(Downscale(factor)),
+    "deblur": lambda px, _: Restore(GaussianBlur(px)),
+    "colourise": lambda *_: Restore(Grayscale()),
     "denoise": lambda level, _: RemoveNoise(level),
     "style": lambda *_: Style(),
-    "towards": lambda *_: Between(),
+    "image": lambda _, strength: ImageToImage(**strength),
 }
-STRONG = ("image", "mask", "outpaint", "edit")
+STRONG = ("image", "mask", "outpaint", "source_class")  # to which --strength means something
+WITH = {"to_image": ("source_class",), "task": ("mask", "to_image", "source_class")}  # what does not ask for a task beside another
 
 
-def sample(
-    model: str,
-    prompt: str | None = None,
-    classes: str | None = None,
-    negative: str | int | None = None,
-    n: int | None = None,
-    seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    image: str | None = None,
-    strength: float | None = None,
-    mask: str | None = None,
-    repaint: int = 1,
-    outpaint: list[int] | None = None,
-    edit: str | None = None,
-    upscale: int | None = None,
-    deblur: float | None = None,
-    colourise: bool = False,
-    denoise: float | None = None,
-    style: bool = False,
-    towards: str | None = None,
-    mix: str | None = None,
-    size: str | None = None,
-    between: int | None = None,
-    frames: int = 0,
-    preview: bool = False,
-    watermark: bool = True,
-    tile: int = 0,
-    out: str = "samples",
-    overwrite: bool = False,
-    device: Literal["cpu", "gpu"] = "gpu" if torch.cuda.is_available() else "cpu",
-) -> int:
-    """Sample pictures, or do something with an image: with --image alone, pictures like it.
-
-    Args:
-        model: model folder, checkpoint or the name of a shipped model: emoji
-        prompt: what the pictures show, in words, or in numbers such as 'age=30, dose=1', for a model of these
-        classes: class names or numbers, separated by commas and taken in turn (--class is the same); default: evenly
-            spread, but no condition where an image is given
-        negative: class that guidance leads away from
-        n: number of pictures; default: 4, of a film one for each frame
-        seed: picture i depends on (seed, i) and its settings alone
-        steps: sampling steps; default: the model's
-        guidance: scale of the model's guidance; 1 is none
-        image: file to start from; a film (a folder of images, GIF, WebP, MP4) is done frame by frame with the same noise, so that
-            nothing flickers, and becomes animation.webp or .mp4 as well
-        strength: how much of the image is made anew, 0 (nothing) to 1 (all)
-        mask: image of the same shape: only its white part is made anew
-        repaint: do each step so many times, so that what is made anew agrees better with the rest (5 to 10)
-        outpaint: px to add left, right, top and bottom of the image
-        edit: class of what the image shows; it is turned into --class, keeping its composition
-        upscale: make a picture so many times larger of which the image is a small version
-        deblur: make the picture of which the image is a version with Gaussian blur of so many px
-        colourise: make the picture of which the image is a grey version
-        denoise: make the picture of which the image is a version with noise of so many standard deviations of latents
-        style: new pictures in the colours of the image
-        towards: another image: the n pictures go from one image to the other (best with --guidance 1)
-        mix: another class or prompt: the n pictures go from one to the other
-        size: WIDTHxHEIGHT in px, of other pictures than the training's; larger ones are made of overlapping windows (in one piece by models
-            of images)
-        between: another seed: the n pictures go from one seed's noise to the other's
-        frames: also write <index>.gif and <index>-steps.png, so many images of how each picture comes about
-        preview: write preview.png after every step: the pictures in work as the model sees them
-        watermark: hide a watermark in the pictures, which `ldm watermark check` finds
-        tile: encode and decode large images in tiles of so many px: little memory
-        out: folder for <index>.png, grid.png and manifest.jsonl
-        overwrite: make pictures anew that other settings made
-        device: cpu, gpu
-    """
-    if n is not None and n < 1:
-        raise ValueError(f"n is {n}; allowed is 1 or more")
-    if outpaint is not None and (len(outpaint) != 4 or min(outpaint) < 0):
-        raise ValueError(f"outpaint is {outpaint}; give 4 numbers of 0 or more: px on the left, right, top and bottom")
-    loaded = load(model)
-    options: dict[str, Any] = {"mask": mask, "outpaint": outpaint, "edit": edit, "upscale": upscale, "deblur": deblur, "denoise": denoise}
-    options |= {"towards": towards, "colourise": colourise or None, "style": style or None}
-    own = loaded.model.conditioner.shrinks > 0 and not loaded.model.conditioner.masks
-    recipe = Recipe.of(loaded.card)
-    if guidance is not None:
-        recipe = replace(recipe, guidance=_scaled(recipe.guidance, guidance))
-    if repaint != 1:
-        if mask is None and outpaint is None:
-            raise ValueError("--repaint means nothing without --mask or --outpaint: leave it out")
-        recipe = replace(recipe, sampler=RePaint(times=repaint))
-    windows = size is not None and not loaded.model.conditioner.concat_channels
-    if steps is not None:
-        recipe = replace(recipe, steps=steps)
-    recipe = replace(recipe, task=_task(options, image, strength, own), size=_size(size), windows=windows)
-    _check_pixels(loaded, recipe, outpaint, upscale)
-    asked = [part.strip() for part in (classes or "").split(",") if part.strip()]
-    words = [prompt] if prompt else []
-    wish = Wish(n, seed, 0, words, asked or None, 0, negative, image, mask, edit, towards, between, mix)
-    requests = wish.requests(loaded, recipe, 4)
-    trainer = {**SILENT, "accelerator": device, "devices": 1}
-    ways = Ways(overwrite=overwrite, frames=frames, watermark=watermark, tile=tile, preview=preview)
-    status = make(trainer, loaded, requests, recipe, Path(out), ways)
-    if image is not None and len({str(request.source and request.source.facts) for request in requests}) > 1:
-        pictures = [path_of(Path(out), request.index) for request in requests]
-        film = [frame for path in pictures for frame in frames_in(path, loaded.model.denoiser.network.frames)]
-        suffix = ".mp4" if Path(image).suffix.lower() in VIDEO else ".webp"
-        write_film(film, Path(out) / f"animation{suffix}", milliseconds_of(Path(image)))
-    return status
-
-
-def _check_pixels(loaded: Loaded, recipe: Recipe, outpaint: list[int] | None, upscale: int | None) -> None:
-    """In the words of the options, before the parts complain in theirs."""
-    height, width = recipe.size or (loaded.card["size"], loaded.card["size"])
-    factor = loaded.model.latents.autoencoder.factor
-    if outpaint is not None and any(side % factor for side in outpaint):
-        raise ValueError(f"outpaint is {outpaint}; each side must be a multiple of {factor} px, the factor of the model's autoencoder")
-    if upscale is not None and upscale > 0 and (height % upscale or width % upscale):
-        raise ValueError(
-            f"upscale is {upscale}, which does not divide the {width}x{height} px of the picture: choose one that does, such as 2"
-        )
-
-
-def _task(options: dict[str, Any], image: str | None, strength: float | None, own: bool) -> Task | None:
-    """What the options ask for; with an image alone, what the model was trained to make of images (own), or pictures like it."""
-    asked = [name for name, value in options.items() if value is not None]
-    if image is None:
-        if asked or strength is not None:
-            raise ValueError(f"--{asked[0] if asked else 'strength'} needs an image: give --image FILE")
+def task_of(values: dict[str, Any], model: LatentDiffusion) -> Task | None:
+    """What the options ask for; with an image alone, what the model was trained to make of images, or pictures like it."""
+    strength = {} if values["strength"] is None else {"strength": values["strength"]}
+    asked = [name for name in TASKS if name != "image" and values[name] not in (None, False)]
+    if values["image"] is None:
+        if asked or strength:
+            raise UserError(f"--{(asked[0] if asked else 'strength').replace('_', '-')} needs an image: give --image FILE")
         return None
-    if own and not asked and strength is None:
+    takes = model.conditioner.image
+    if takes is not None and not takes.takes_mask and not strength and not asked:
         return None
-    if len(asked) > 1:
-        raise ValueError(f"--{asked[0]} and --{asked[1]} were given together: choose one task")
     name = asked[0] if asked else "image"
-    if strength is None:
-        return TASKS[name](options.get(name), {})
-    if name not in STRONG:
-        raise ValueError(f"--strength means nothing to --{name}: leave it out")
-    return TASKS[name](options.get(name), {"strength": strength})
+    if rest := [other for other in asked[1:] if other not in WITH.get(name, ())]:
+        raise UserError(f"--{name.replace('_', '-')} and --{rest[0].replace('_', '-')} were given together: choose one task")
+    if strength and name not in STRONG:
+        raise UserError(f"--strength means nothing to --{name.replace('_', '-')}: leave it out")
+    return TASKS[name](values[name], strength)
 
 
-def _scaled(guidance: Any, scale: float) -> Any:
-    if "scale" not in {field.name for field in fields(guidance)}:
-        raise ValueError(f"the model's guidance {type(guidance).__name__} has no scale: leave --guidance out")
-    return replace(guidance, scale=scale)
+def options_of(values: dict[str, Any], model: LatentDiffusion) -> SampleOptions:
+    """What the command line asks for, in the words of the Python API."""
+    task, sampler = task_of(values, model), values["sampler"]
+    if values["repaint"] > 1:
+        if values["mask"] is None and values["outpaint"] is None:
+            raise UserError("--repaint means nothing without --mask or --outpaint: leave it out")
+        sampler = RePaint(times=values["repaint"]) if sampler is None else RePaint(sampler, values["repaint"])
+    asked, numeric = values["prompt"], values["numbers"]
+    if asked and not model.conditioner.takes_text and model.conditioner.numbers and "=" in asked[0]:
+        warn("--prompt with numbers is the old spelling: write --numbers")
+        asked, numeric = [], parse_numbers(asked[0])
+    names = (
+        "negative",
+        "unconditional",
+        "n",
+        "per_class",
+        "first",
+        "seed",
+        "steps",
+        "guidance",
+        "spacing",
+        "size",
+        "windows",
+        "image",
+        "mask",
+    )
+    return SampleOptions(
+        **{name: values[name] for name in names}, classes=values["class"], prompts=asked, numbers=numeric, sampler=sampler, task=task,
+        to_image=values["to_image"], to_seed=values["to_seed"], to_condition=values["to_class"], shows=values["source_class"],
+    )  # fmt: skip
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"size is {text!r}; give WIDTHxHEIGHT in px, such as 128x64")
-    return int(height), int(width)
+def output_of(values: dict[str, Any]) -> OutputConfig:
+    """How the pictures are stored."""
+    names = ("overwrite", "watermark", "trajectory", "preview", "tile", "chunk_size", "precision")
+    return OutputConfig(**{name: values[name] for name in names}, columns=values["columns"] or values["per_class"])
+
+
+def make(model: Model, plan: Plan, values: dict[str, Any], output: OutputConfig) -> int:
+    """The pictures that are not in the folder yet; then manifest, grid, and of a film the film."""
+    if output.tile:
+        tiled(model.network, output.tile)
+    for note in plan.notes:
+        warn(note)
+    job = Job(model.loaded, plan, Path(values["out"]), output)
+    several = values["devices"] != "1" or values["num_nodes"] > 1
+    if several:
+        from ldm.commands.devices import run_on_devices
+
+        if not run_on_devices(job, values):
+            return 0
+    elif job.pending:
+        run(job)
+    job.finish()
+    if values.get("image") is not None:
+        for note in write_animation(job, values["image"]):
+            warn(note)
+    there = len(plan.requests) - len(job.pending)
+    print(f"{len(job.pending)} pictures made, {there} were there: {job.folder.folder / 'grid.png'}, {job.folder.folder / 'manifest.jsonl'}")
+    return 0
+
+
+EXAMPLE = """
+examples:
+  ldm sample emoji --class face-smiling --n 9
+  ldm sample emoji --image PICTURE --mask MASK --repaint 5"""
 
 
 def main(command: str, arguments: list[str]) -> int:
-    quiet()
-    parser = ArgumentParser(prog="ldm sample", description="Sample pictures, or do something with an image.", **PARSER)
-    parser.add_function_arguments(sample, as_positional=True)
-    arguments = [part.replace("--class", "--classes", 1) if part.split("=")[0] == "--class" else part for part in arguments]
-    with plain_errors():
-        return sample(**vars(parser.instantiate_classes(parser.parse_args(arguments))))
+    values = parse(command, "Sample pictures, or do something with an image.", OPTIONS, arguments, EXAMPLE)
+    if values["batch_size"] is not None:
+        warn("--batch-size is ignored: each picture is written as soon as it is made")
+    model = load(values["model"], values["device"], values["trusted"])
+    output = output_of(values)
+    return make(model, model.plan(options_of(values, model.network)), values, output)

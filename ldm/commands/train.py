@@ -9,42 +9,12 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-# Every part that a YAML file may name by its short class name has to be imported before the file is read.
-import ldm.autoencoder.adversary
-import ldm.autoencoder.bottleneck
-import ldm.autoencoder.conv
-import ldm.autoencoder.perceptual
-import ldm.autoencoder.pixels
-import ldm.callbacks.checkpoints
-import ldm.callbacks.compile
-import ldm.callbacks.ema
-import ldm.callbacks.finite
-import ldm.callbacks.lora
-import ldm.callbacks.power_ema
-import ldm.callbacks.show
-import ldm.conditioning.image
-import ldm.conditioning.label
-import ldm.conditioning.numbers
-import ldm.conditioning.text
-import ldm.conditioning.together
-import ldm.data.corruptions
-import ldm.degradations
-import ldm.diffusion.distillation
-import ldm.diffusion.guidance
-import ldm.diffusion.multistep
-import ldm.diffusion.objective
-import ldm.diffusion.samplers
-import ldm.diffusion.schedule
-import ldm.diffusion.variance
-import ldm.metrics.features
-import ldm.metrics.reconstruction
-import ldm.nn.classifier
-import ldm.nn.dit
-import ldm.nn.unet
-import ldm.stages.classifier  # noqa: F401
+from ldm import registry
 from ldm.callbacks.checkpoints import Stopped
-from ldm.commands.configs import PARSER, find_configs, plain_errors, quiet
+from ldm.commands.configs import find_configs
+from ldm.commands.lightning import PARSER, plain_errors, quiet
 from ldm.data.module import ImageData
+from ldm.errors import UserError
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.diffusion import DiffusionStage
 
@@ -58,7 +28,8 @@ class CLI(LightningCLI):
 
 
 def parse(arguments: list[str]) -> CLI:
-    """Builds trainer, model and data from the command line and config files."""
+    """Trainer, model and data from the command line and config files."""
+    registry.load()  # a YAML file may name every part by its short class name
     with plain_errors():
         return CLI(
             L.LightningModule,
@@ -77,7 +48,7 @@ def checkpoint_path(cli: CLI) -> str | None:
     given = cli.config.ckpt_path
     path = Path(cli.trainer.default_root_dir) / "checkpoints" / "last.ckpt" if given == "last" else given
     if path is not None and not Path(path).is_file():
-        raise ValueError(f"there is no checkpoint {str(path)!r} to go on from: leave --ckpt_path out to start anew")
+        raise UserError(f"there is no checkpoint {str(path)!r} to go on from: leave --ckpt_path out to start anew")
     return None if path is None else str(path)
 
 
@@ -85,7 +56,7 @@ def require_writable(folder: Path) -> None:
     """Fails now rather than after an hour of training."""
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"cannot write to {str(folder)!r}: choose another --run")
+        raise UserError(f"cannot write to {str(folder)!r}: choose another --run")
 
 
 def fit(cli: CLI) -> int:
@@ -104,9 +75,9 @@ def fit(cli: CLI) -> int:
 def encode(cli: CLI) -> int:
     """fit without a step: `on_fit_start` writes the cache."""
     if not isinstance(cli.model, DiffusionStage):
-        raise ValueError("`encode` takes the configs of stage 2 (model DiffusionStage), whose first_stage encodes")
+        raise UserError("`encode` takes the configs of stage 2 (model DiffusionStage), whose first_stage encodes")
     if cli.datamodule.cache is None:
-        raise ValueError("`encode` needs a folder for the latents: set --data.cache")
+        raise UserError("`encode` needs a folder for the latents: set --data.cache")
     cli.trainer.limit_train_batches = 0
     cli.trainer.fit(cli.model, cli.datamodule)
     if cli.trainer.is_global_zero:
@@ -119,7 +90,7 @@ def encode(cli: CLI) -> int:
 def evaluate(cli: CLI, command: str) -> int:
     path = checkpoint_path(cli)
     if path is None and cli.config.model.init_args.get("init") is None:
-        raise ValueError(
+        raise UserError(
             f"`{command}` needs a checkpoint: --ckpt_path FILE, `last` for this run's last one, or, in stage 1, --model.init MODEL"
         )
     results = getattr(cli.trainer, command)(cli.model, cli.datamodule, ckpt_path=path)
@@ -140,9 +111,9 @@ def main(command: str, arguments: list[str]) -> int:
         cli = parse(arguments)
         require_writable(Path(cli.trainer.default_root_dir))
         if (precision := str(cli.trainer.precision)).endswith("-true") and precision != "32-true":
-            raise ValueError(f"trainer.precision is {precision}; allowed are 32-true, bf16-mixed and 16-mixed")
+            raise UserError(f"trainer.precision is {precision}; allowed are 32-true, bf16-mixed and 16-mixed")
         if command == "fit":
             return fit(cli)
         return encode(cli) if command == "encode" else evaluate(cli, command)
     except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error

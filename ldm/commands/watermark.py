@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from ldm.data.transforms import read_pixels
-from ldm.data.watermark import BITS, check
+from ldm.data.decode import read_pixels
+from ldm.sampling.watermark import BITS, check
 
 USAGE = """usage: ldm watermark check IMAGE [IMAGE ...]
 

@@ -2,27 +2,24 @@
 
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-from PIL import Image
-
-from ldm.commands.configs import PARSER, plain_errors
+from ldm.commands.options import Option, parse, path, whole
 from ldm.data.audio import N_FFT, sound, write_wav
-from ldm.data.transforms import as_tensor
+from ldm.data.decode import read_picture
+from ldm.errors import UserError
+
+OPTIONS = [
+    Option("picture", "image file; its height is the number of mel bands, a column is `hop` samples", path),
+    Option("--out", "WAV file; default: the picture's name with .wav", path, None, "FILE"),
+    Option("--rate", "Hz, as in training; default: 16000", whole(1), 16000, "HZ"),
+    Option("--hop", "samples per column, as in training; default: 256", whole(1), 256, "N"),
+]
 
 
 def wav(picture: str, out: str | None = None, rate: int = 16000, hop: int = 256) -> int:
-    """Write the sound of a mel spectrogram as data.Audio makes them, its phases guessed (Griffin-Lim).
-
-    Args:
-        picture: image file; its height is the number of mel bands, a column is `hop` samples
-        out: WAV file; default: the picture's name with .wav
-        rate: Hz, as in training
-        hop: samples per column, as in training
-    """
+    """Write the sound of a mel spectrogram as data.Audio makes them, its phases guessed (Griffin-Lim)."""
     if rate < 1 or not 1 <= hop <= N_FFT // 2:
-        raise ValueError(f"rate is {rate}, hop {hop}; allowed are 1 or more, and 1 to {N_FFT // 2}")
-    with Image.open(picture) as image:
-        pixels = as_tensor(image.convert("L"))
+        raise UserError(f"rate is {rate}, hop {hop}; allowed are 1 or more, and 1 to {N_FFT // 2}")
+    pixels = read_picture(Path(picture), channels=1)
     target = Path(out or Path(picture).with_suffix(".wav"))
     samples = sound(pixels, rate, hop)
     write_wav(target, samples, rate)
@@ -31,7 +28,4 @@ def wav(picture: str, out: str | None = None, rate: int = 16000, hop: int = 256)
 
 
 def main(command: str, arguments: list[str]) -> int:
-    parser = ArgumentParser(prog=f"ldm {command}", description="Sound of a picture that is a mel spectrogram.", **PARSER)
-    parser.add_function_arguments(wav, as_positional=True)
-    with plain_errors():
-        return wav(**vars(parser.parse_args(arguments)))
+    return wav(**parse(command, "Sound of a picture that is a mel spectrogram.", OPTIONS, arguments))

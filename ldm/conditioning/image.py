@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.errors import UserError
 from ldm.frames import apart, together
-from ldm.interfaces import Batch, Cond, Conditioner, Corruption, Features, Seen
+from ldm.interfaces import Batch, Cond, Conditioner, ConditioningImage, Corruption, Features, ImageInput
 from ldm.nn.attention import timestep_embedding
 from ldm.nn.pretrained import Frozen
 from ldm.ranges import to_float, to_uint8
@@ -18,7 +19,7 @@ LEVEL_DIM = 64
 class Concat(Conditioner):
     """The latents of what is left of an image, appended to the channels of x: super-resolution, restoration, inpainting, ...
 
-    In training that is what `corruption` leaves of the image, or without one the image's map; batch["seen"] comes first.  A mask becomes
+    In training that is what `corruption` leaves of the image, or without one the image's map; batch["conditioning_image"] comes first.  A mask becomes
     one more channel, 1 where a latent is to be made anew; the image is grey there.  channels: of the latents, of each of the `frames` of
     clips, whose mask is the same for all.  noise > 0: in training, noise of a level up to that is added to the latents and the level told
     in a vector of 64 values, so that the model trusts them less (arXiv:2106.15282).
@@ -27,43 +28,44 @@ class Concat(Conditioner):
     def __init__(self, corruption: Corruption | None = None, channels: int = 4, noise: float = 0.0, frames: int = 1) -> None:
         super().__init__()
         self.corruption, self.channels, self.noise, self.frames = corruption, channels, noise, frames
-        self.shrinks, self.masks = (1, False) if corruption is None else (corruption.shrinks, corruption.masks)
-        self.concat_channels = frames * (channels + self.masks)
+        self.downscale, self.takes_mask = (1, False) if corruption is None else (corruption.downscale, corruption.takes_mask)
+        self.inputs = {"image": ImageInput(self.downscale, self.takes_mask)}
+        self.concat_channels = frames * (channels + self.takes_mask)
         self.vector_dim = LEVEL_DIM if noise else 0
 
-    def see(self, batch: Batch) -> Seen:
+    def degrade(self, batch: Batch) -> ConditioningImage:
         if self.corruption is not None:
-            return self.corruption.see(to_float(batch["image"]))
+            return self.corruption.degrade(to_float(batch["image"]))
         if "map" not in batch:
-            raise ValueError("Concat without a corruption takes the images' maps, the data has none: set data.maps, a folder of maps")
-        return Seen(to_float(batch["map"]))
+            raise UserError("Concat without a corruption takes the images' maps, the data has none: set data.maps, a folder of maps")
+        return ConditioningImage(to_float(batch["map"]))
 
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
-        x, mask = batch["seen"] if "seen" in batch else self.see(batch)
-        if self.shrinks > 1:
-            x = F.interpolate(x, scale_factor=self.shrinks, mode="bicubic").clamp(-1, 1)
-        if self.masks:
+        x, mask = batch["conditioning_image"] if "conditioning_image" in batch else self.degrade(batch)
+        if self.downscale > 1:
+            x = F.interpolate(x, scale_factor=self.downscale, mode="bicubic").clamp(-1, 1)
+        if self.takes_mask:
             mask = torch.ones_like(x[:, :1]) if mask is None else mask
             x = x * (1 - mask)
         z = to_latents(x)
         if z.shape[1] != self.frames * self.channels:
-            raise ValueError(
+            raise UserError(
                 f"the first stage has {z.shape[1]} latent channels, Concat {self.frames} x {self.channels} (frames x channels): set these"
             )
         level = torch.zeros(len(z), device=z.device)
         if self.noise and self.training:
             level = self.noise * torch.rand_like(level)
             z = z + level.view(-1, 1, 1, 1) * torch.randn_like(z)
-        if self.masks and mask is not None:
+        if self.takes_mask and mask is not None:
             anew = F.max_pool2d(mask, mask.shape[-1] // z.shape[-1]).repeat_interleave(self.frames, dim=0)
             z = together(torch.cat([apart(z, self.frames), anew], dim=1), self.frames)
         return Cond(self._told(level), concat=z)
 
     def null(self, batch: Batch) -> Cond:
         """Nothing seen, all to be made."""
-        like = batch["seen"].x if "seen" in batch else batch["image"]
+        like = batch["conditioning_image"].x if "conditioning_image" in batch else batch["image"]
         concat = torch.zeros(len(like), self.concat_channels, 1, 1, device=like.device)
-        if self.masks:
+        if self.takes_mask:
             concat[:, self.channels :: self.channels + 1] = 1
         return Cond(self._told(torch.zeros(len(like), device=like.device)), concat=concat)
 
@@ -74,22 +76,22 @@ class Concat(Conditioner):
 class ImageEmbedding(Conditioner):
     """The features of an image as a vector: variations of a picture.  The null is the vector 0."""
 
-    shrinks = 1
+    inputs = {"image": ImageInput()}  # noqa: RUF012
 
     def __init__(self, features: Features, dim: int) -> None:
         super().__init__()
         self.features, self.vector_dim = Frozen(features), dim
 
-    def see(self, batch: Batch) -> Seen:
-        return Seen(to_float(batch["image"]))
+    def degrade(self, batch: Batch) -> ConditioningImage:
+        return ConditioningImage(to_float(batch["image"]))
 
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
-        x, _ = batch["seen"] if "seen" in batch else self.see(batch)
+        x, _ = batch["conditioning_image"] if "conditioning_image" in batch else self.degrade(batch)
         vector = self.features(to_uint8(x))
         if vector.shape[1] != self.vector_dim:
-            raise ValueError(f"the features have {vector.shape[1]} values, ImageEmbedding's dim is {self.vector_dim}: set it to that")
+            raise UserError(f"the features have {vector.shape[1]} values, ImageEmbedding's dim is {self.vector_dim}: set it to that")
         return Cond(F.normalize(vector, dim=1) * self.vector_dim**0.5)
 
     def null(self, batch: Batch) -> Cond:
-        like = batch["seen"].x if "seen" in batch else batch["image"]
+        like = batch["conditioning_image"].x if "conditioning_image" in batch else batch["image"]
         return Cond(torch.zeros(len(like), self.vector_dim, device=like.device))

@@ -5,11 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ldm.interfaces import Batch, Cond, Conditioner
-from ldm.labels import label_of
+from ldm.errors import UserError
+from ldm.interfaces import Batch, ClassInput, Cond, Conditioner
 
 
 class Unconditional(Conditioner):
+    """No condition at all."""
+
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
         return Cond()
 
@@ -23,8 +25,8 @@ class ClassLabel(Conditioner):
     def __init__(self, num_classes: int, dim: int = 128) -> None:
         super().__init__()
         if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}; a class-conditional model needs at least 1")
-        self.num_classes, self.vector_dim = num_classes, dim
+            raise UserError(f"num_classes is {num_classes}; a class-conditional model needs at least 1")
+        self.inputs, self.vector_dim = {"class": ClassInput(num_classes)}, dim
         self.embedding = nn.Embedding(num_classes + 1, dim)
 
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
@@ -32,7 +34,3 @@ class ClassLabel(Conditioner):
 
     def null(self, batch: Batch) -> Cond:
         return Cond(vector=self.embedding(torch.full_like(batch["label"], self.num_classes)))
-
-    def request(self, wanted: str | int | None, names: list[str]) -> Batch:
-        """As `label_of`; None is "no class"."""
-        return {"label": self.num_classes if wanted is None else label_of(wanted, names, self.num_classes)}

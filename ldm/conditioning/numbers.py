@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ldm.interfaces import Batch, Cond, Conditioner
+from ldm.errors import UserError
+from ldm.interfaces import Batch, Cond, Conditioner, NumberInput
 from ldm.nn.attention import timestep_embedding
 
 
@@ -22,9 +23,10 @@ class Numbers(Conditioner):
         super().__init__()
         for name, bounds in ranges.items():
             if len(bounds) != 2 or not bounds[0] < bounds[1]:
-                raise ValueError(f"the range of {name} is {list(bounds)}; give its least and its greatest value")
+                raise UserError(f"the range of {name} is {list(bounds)}; give its least and its greatest value")
         self.ranges, self.dim = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}, dim
-        self.numbers, self.vector_dim = list(ranges), dim * len(ranges)
+        self.inputs = {name: NumberInput(*bounds) for name, bounds in self.ranges.items()}
+        self.vector_dim = dim * len(ranges)
         self.register_buffer("_device", torch.zeros(0), persistent=False)
 
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
@@ -36,19 +38,3 @@ class Numbers(Conditioner):
 
     def null(self, batch: Batch) -> Cond:
         return Cond(vector=torch.zeros(len(batch["numbers"]), self.vector_dim, device=self._device.device))
-
-    def request(self, wanted: str | int | None, names: list[str]) -> Batch:
-        """ "age=30, dose=1.5"."""
-        found = {}
-        for part in str(wanted or "").split(","):
-            name, sign, value = (piece.strip() for piece in part.partition("="))
-            if not name:
-                continue
-            try:
-                found[name] = float(value)
-            except ValueError:
-                sign = ""
-            if not sign or name not in self.ranges:
-                known = ", ".join(f"{name} ({low:g} to {high:g})" for name, (low, high) in self.ranges.items())
-                raise ValueError(f"{part.strip()!r} is no number that this model knows: give NAME=NUMBER, separated by commas, of {known}")
-        return {"numbers": found}

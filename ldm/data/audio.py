@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.datasets import Images, Record, require_folder
+from ldm.errors import UserError
 
 N_FFT = 1024
 RANGE_DB = 80.0  # from silence, black, to full scale, white
@@ -23,7 +24,7 @@ def opened(path: Path) -> Iterator[wave.Wave_read]:
         with wave.open(str(path), "rb") as file:
             yield file
     except (wave.Error, EOFError) as error:
-        raise ValueError(f"{path} is no WAV file of PCM samples: {error}") from error
+        raise UserError(f"{path} is no WAV file of PCM samples: {error}") from error
 
 
 def length(path: Path, rate: int) -> int:
@@ -111,7 +112,7 @@ class WaveImages(Images):
         for file in sorted(p for p in root.rglob("*") if p.suffix.lower() == ".wav"):
             self.pieces += [(file, start) for start in range(0, max(1, length(file, rate)), size * hop)]
         if not self.pieces:
-            raise ValueError(f"no WAV files in {path!r} or below it")
+            raise UserError(f"no WAV files in {path!r} or below it")
         names = [(file.relative_to(root), start) for file, start in self.pieces]
         self.records = [Record(f"{name.as_posix()}@{start}", name.parts[0] if len(name.parts) > 1 else None) for name, start in names]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
 
 from ldm.degradations import Degradation
-from ldm.interfaces import Corruption, Seen
+from ldm.errors import UserError
+from ldm.interfaces import ConditioningImage, Corruption
 from ldm.ranges import to_float, to_uint8
 
 
@@ -19,7 +20,7 @@ def uniform(bounds: Sequence[float], like: Tensor, log: bool = False) -> Tensor:
     """(B,) one number per image between the two bounds."""
     low, high = bounds
     if low > high or (log and low <= 0):
-        raise ValueError(f"{list(bounds)} are no bounds: give the smaller number first{', more than 0' if log else ''}")
+        raise UserError(f"{list(bounds)} are no bounds: give the smaller number first{', more than 0' if log else ''}")
     u = torch.rand(len(like), device=like.device)
     return torch.exp(math.log(low) + u * math.log(high / low)) if log else low + u * (high - low)
 
@@ -37,8 +38,8 @@ def as_8_bit(x: Tensor) -> Tensor:
 class Pixelwise(Corruption):
     """One that keeps the size."""
 
-    def see(self, x: Tensor) -> Seen:
-        return Seen(as_8_bit(self.corrupt(x)))
+    def degrade(self, x: Tensor) -> ConditioningImage:
+        return ConditioningImage(as_8_bit(self.corrupt(x)))
 
     @abstractmethod
     def corrupt(self, x: Tensor) -> Tensor: ...
@@ -123,7 +124,7 @@ class OneOf(Pixelwise):
         out = x.clone()
         for number, part in enumerate(self.parts):
             if (chosen := choice == number).any():
-                out[chosen] = part.see(x[chosen]).x
+                out[chosen] = part.degrade(x[chosen]).x
         return out
 
 
@@ -134,11 +135,11 @@ class Fixed(Corruption):
     degradation: Degradation
 
     @property
-    def shrinks(self) -> int:  # type: ignore[override]
+    def downscale(self) -> int:  # type: ignore[override]
         return self.degradation.factor
 
-    def see(self, x: Tensor) -> Seen:
-        return Seen(as_8_bit(self.degradation(x)))
+    def degrade(self, x: Tensor) -> ConditioningImage:
+        return ConditioningImage(as_8_bit(self.degradation(x)))
 
 
 def resize(x: Tensor, factor: float, mode: str) -> Tensor:
@@ -148,25 +149,25 @@ def resize(x: Tensor, factor: float, mode: str) -> Tensor:
 
 @dataclass(frozen=True)
 class BSR(Corruption):
-    """BSRGAN's degradation (arXiv:2103.14006): two blurs, a resize by a random kernel to a random size and one to 1 / shrinks, noise and
+    """BSRGAN's degradation (arXiv:2103.14006): two blurs, a resize by a random kernel to a random size and one to 1 / downscale, noise and
     JPEG in random order, then JPEG."""
 
-    shrinks: int = 4
+    downscale: int = 4
     blur: Blur = field(default_factory=lambda: Blur((0.2, 2.0), anisotropic=True))
     noise: GaussianNoise = field(default_factory=lambda: GaussianNoise((0.004, 0.1)))
     jpeg: Jpeg = field(default_factory=lambda: Jpeg((30, 95)))
 
-    def see(self, x: Tensor) -> Seen:
-        return Seen(torch.cat([self._one(image) for image in x.split(1)]))
+    def degrade(self, x: Tensor) -> ConditioningImage:
+        return ConditioningImage(torch.cat([self._one(image) for image in x.split(1)]))
 
     def _one(self, x: Tensor) -> Tensor:
-        size, modes = [side // self.shrinks for side in x.shape[2:]], ("bilinear", "bicubic", "area")
-        between = float(uniform((1 / self.shrinks, 1.0), x))
+        size, modes = [side // self.downscale for side in x.shape[2:]], ("bilinear", "bicubic", "area")
+        between = float(uniform((1 / self.downscale, 1.0), x))
         final, step = torch.randint(3, (2,)).tolist()
         parts = [self.blur.corrupt, self.blur.corrupt, lambda x: resize(x, between, modes[step]), self.noise.corrupt, self.jpeg.corrupt]
         for number in torch.randperm(len(parts)).tolist():
             x = parts[number](x)
-        return self.jpeg.see(resize(x, size[0] / x.shape[2], modes[final])).x
+        return self.jpeg.degrade(resize(x, size[0] / x.shape[2], modes[final])).x
 
 
 @dataclass(frozen=True)
@@ -178,13 +179,13 @@ class Holes(Corruption):
 
     share: Sequence[float] = (0.1, 0.6)
     strokes: int = 4
-    masks = True
+    takes_mask = True
 
-    def see(self, x: Tensor) -> Seen:
+    def degrade(self, x: Tensor) -> ConditioningImage:
         height, width = x.shape[2:]
         makers = (self._strokes, self._box, self._side)
         masks = [makers[int(torch.randint(3, ()))](height, width) for _ in x]
-        return Seen(x, torch.stack(masks)[:, None].to(x))
+        return ConditioningImage(x, torch.stack(masks)[:, None].to(x))
 
     def _share(self) -> float:
         return float(uniform(self.share, torch.zeros(1)))

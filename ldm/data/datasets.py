@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm.data.transforms import as_tensor, read_image
+from ldm.errors import UserError
 
 ASSETS = Path(__file__).parent / "assets"
 NAMED = {"file_name", "label", "text"}  # columns of metadata that are no numeric attributes
@@ -98,15 +99,15 @@ class FolderImages(Images):
     def __init__(self, path: str, size: int, channels: int = 3, window: tuple[float, float] | None = None, maps: str | None = None) -> None:
         self.size, self.channels, self.window, self.root = size, channels, window, Path(path).expanduser()
         if window is not None and not window[0] < window[1]:
-            raise ValueError(f"data.window is {list(window)}; give the value that becomes black, then a greater one that becomes white")
+            raise UserError(f"data.window is {list(window)}; give the value that becomes black, then a greater one that becomes white")
         require_folder(self.root, path, "images")
         metadata = read_metadata(self.root)
         files = sorted(p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not files:
-            raise ValueError(f"no images in {path!r} or below it: allowed are {' '.join(sorted(SUFFIXES))}")
+            raise UserError(f"no images in {path!r} or below it: allowed are {' '.join(sorted(SUFFIXES))}")
         self.maps = None if maps is None else [Path(maps) / file.relative_to(self.root).with_suffix(".png") for file in files]
         if self.maps is not None and (missing := [path for path in self.maps if not path.is_file()]):
-            raise ValueError(f"{len(missing)} of {len(files)} images have no map in data.maps; the first that is missing is {missing[0]}")
+            raise UserError(f"{len(missing)} of {len(files)} images have no map in data.maps; the first that is missing is {missing[0]}")
         self.has_maps = self.maps is not None
         self.files, self.records = files, [record_of(file.relative_to(self.root), metadata) for file in files]
 
@@ -126,7 +127,7 @@ class FolderImages(Images):
 def require_folder(root: Path, path: str, what: str) -> None:
     """what: it should hold; path: as the user gave it."""
     if not root.is_dir():
-        raise ValueError(f"data.path is {path!r}, which is not a folder: give a folder of {what}")
+        raise UserError(f"data.path is {path!r}, which is not a folder: give a folder of {what}")
 
 
 def read_metadata(root: Path) -> dict[str, dict[str, str]] | None:
@@ -142,9 +143,9 @@ def read_metadata(root: Path) -> dict[str, dict[str, str]] | None:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(parse(file))
     except ValueError as error:  # not UTF-8, not JSON
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}") from error
     if not all(isinstance(row, dict) and "file_name" in row for row in rows):
-        raise ValueError(f"{path} needs a file_name in every row (and label, text where known)")
+        raise UserError(f"{path} needs a file_name in every row (and label, text where known)")
     return {row["file_name"]: row for row in rows}
 
 
@@ -173,9 +174,9 @@ def _json_lines(lines: Iterable[str]) -> list[dict[str, str]]:
 def split(count: int, val_fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Training and held-out indices, the same for every run with this seed; at least one each."""
     if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction is {val_fraction}; allowed is more than 0 and less than 1")
+        raise UserError(f"val_fraction is {val_fraction}; allowed is more than 0 and less than 1")
     if count < 2:
-        raise ValueError(f"{count} image cannot be split into training and held-out images: give at least 2")
+        raise UserError(f"{count} image cannot be split into training and held-out images: give at least 2")
     held_out = min(max(1, round(count * val_fraction)), count - 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     return sorted(order[held_out:]), sorted(order[:held_out])

@@ -16,6 +16,7 @@ from ldm.data.audio import WaveImages
 from ldm.data.cache import LatentCache
 from ldm.data.datasets import DigitImages, EmojiImages, FolderImages, Images, split
 from ldm.data.films import ClipImages
+from ldm.errors import UserError
 from ldm.interfaces import Batch, TrainingData
 from ldm.ranges import to_float
 
@@ -61,7 +62,7 @@ class Keyed(Dataset):
                 return self.images.pixels(self.indices[used]), used, damaged
             except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
                 damaged = damaged or f"{self.images.records[self.indices[used]].id} ({error})"
-        raise ValueError(f"none of {offset + 1} images in a row can be read, the first is {damaged}: check the folder")
+        raise UserError(f"none of {offset + 1} images in a row can be read, the first is {damaged}: check the folder")
 
     def __getitems__(self, keys: Sequence[Key | int]) -> Batch:
         """Keys past the end, which keep the ranks of a validation in step, are no images; a batch of such only is empty."""
@@ -115,7 +116,7 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
     ) -> None:
         super().__init__()
         if size < 1 or batch_size < 1:
-            raise ValueError(f"data.size is {size} and data.batch_size {batch_size}; both must be at least 1")
+            raise UserError(f"data.size is {size} and data.batch_size {batch_size}; both must be at least 1")
         self.size, self.batch_size, self.mirror, self.seed = size, batch_size, mirror, seed
         self.val_fraction, self.split_seed, self.num_workers = val_fraction, split_seed, num_workers
         self.cache, self.max_damaged = cache, max_damaged
@@ -162,7 +163,7 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         """Every held-out image on one rank, once; the same number of batches on each."""
         (world, rank), count = self._ranks(), len(self.sets[1])
         if count < world:
-            raise ValueError(f"{count} held-out images are too few for {world} devices: raise data.val_fraction")
+            raise UserError(f"{count} held-out images are too few for {world} devices: raise data.val_fraction")
         return self._loader(self.sets[1], sampler=DistributedSampler(range(-(-count // world) * world), world, rank, shuffle=False))  # type: ignore[arg-type]
 
     test_dataloader = val_dataloader
@@ -192,7 +193,7 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
                 self.damaged.add(name)
                 warnings.warn(f"skipped an image that cannot be read: {name}", stacklevel=2)
         if len(self.damaged) > self.max_damaged:
-            raise ValueError(
+            raise UserError(
                 f"{len(self.damaged)} images cannot be read, more than data.max_damaged = {self.max_damaged} allows; "
                 f"the last is {names[-1] if names else sorted(self.damaged)[-1]}: repair or remove them, or raise the limit"
             )

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from ldm import interfaces
+from ldm.errors import UserError
 from ldm.interfaces import Cond, Network, NoiseSchedule
 
 Prediction = Literal["eps", "v", "x0", "flow"]
 
 # prediction -> sigma -> (c_skip, c_out):  z0 = c_skip * x + c_out * F
-ROWS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+PRECONDITIONING: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "eps": lambda sigma: (sigma * 0 + 1, -sigma),  # arXiv:2006.11239
     "v": lambda sigma: (1 / (1 + sigma**2), -sigma / (1 + sigma**2).sqrt()),  # arXiv:2202.00512
     "x0": lambda sigma: (sigma * 0, sigma * 0 + 1),
@@ -25,12 +26,12 @@ class Denoiser(interfaces.Denoiser):
 
     def __init__(self, network: Network, schedule: NoiseSchedule, prediction: Prediction = "eps") -> None:
         super().__init__()
-        if prediction not in ROWS:
-            raise ValueError(f"prediction is {prediction!r}; allowed are {', '.join(ROWS)}")
+        if prediction not in PRECONDITIONING:
+            raise UserError(f"prediction is {prediction!r}; allowed are {', '.join(PRECONDITIONING)}")
         self.network, self.schedule, self.prediction = network, schedule, prediction
 
     def _coefficients(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        c_skip, c_out = ROWS[self.prediction](sigma.double().view(-1, *[1] * (x.ndim - 1)))
+        c_skip, c_out = PRECONDITIONING[self.prediction](sigma.double().view(-1, *[1] * (x.ndim - 1)))
         return c_skip.to(x), c_out.to(x)
 
     def raw(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
@@ -52,4 +53,4 @@ class Denoiser(interfaces.Denoiser):
 
     def output_weight(self, sigma: Tensor) -> Tensor:
         """c_out^2: turns a weight on the error of z0 into one on the error of F."""
-        return ROWS[self.prediction](sigma.double())[1] ** 2
+        return PRECONDITIONING[self.prediction](sigma.double())[1] ** 2

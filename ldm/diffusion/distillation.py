@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.objective import Wrapper
+from ldm.errors import UserError
 from ldm.interfaces import Cond, Denoise, Denoiser, Guidance, NoiseSchedule, Objective
 
 
@@ -20,7 +21,7 @@ class ProgressiveDistillation(Wrapper):
     def __init__(self, objective: Objective, teacher: str, steps: int = 4, substeps: int = 8, guidance: Guidance | None = None) -> None:
         super().__init__(objective)
         if steps < 1 or substeps < 1:
-            raise ValueError(f"ProgressiveDistillation has steps {steps} and substeps {substeps}; both are at least 1")
+            raise UserError(f"ProgressiveDistillation has steps {steps} and substeps {substeps}; both are at least 1")
         self.teacher, self.steps, self.substeps, self.guidance = teacher, steps, substeps, guidance
 
     def draw(self, z0: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:

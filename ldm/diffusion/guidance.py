@@ -8,9 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ldm.interfaces import Cond, Denoise, Guidance
-
-Predict = Callable[[Tensor, Tensor, Cond], Tensor]
+from ldm.interfaces import Cond, Denoise, Guidance, Predict
 
 
 @dataclass(frozen=True)
@@ -30,19 +28,19 @@ class Pairwise(Guidance):
     rescale: float = 0.0
 
     @property
-    def second(self) -> str | None:
+    def companion(self) -> str | None:
         return self.weaker
 
     @abstractmethod
     def start(self) -> Callable[[Tensor, Tensor], Tensor]:
         """(conditional, null) -> guided, each (B,C,h,w); made anew for every batch, as it may remember the steps before."""
 
-    def guide(self, predict: Predict, cond: Cond, null: Cond, second: Denoise | None = None) -> Denoise:
+    def guide(self, predict: Predict, cond: Cond, null: Cond, companion: Denoise | None = None) -> Denoise:
         both, mix = cond.stack(null), self.start()
 
         def pair(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-            if second is not None:
-                return predict(x, sigma, cond), second(x, sigma)
+            if companion is not None:
+                return predict(x, sigma, cond), companion(x, sigma)
             conditional, unconditional = predict(torch.cat([x, x]), sigma.repeat(2) if sigma.ndim else sigma, both).chunk(2)
             return conditional, unconditional
 
@@ -51,7 +49,7 @@ class Pairwise(Guidance):
             if self.scale == 1 or not inside.any():
                 return predict(x, sigma, cond)
             if self.scale == 0 and inside.all():
-                return predict(x, sigma, null) if second is None else second(x, sigma)
+                return predict(x, sigma, null) if companion is None else companion(x, sigma)
             conditional, unconditional = pair(x, sigma)
             guided = mix(conditional, unconditional)
             if self.rescale:
@@ -105,18 +103,18 @@ class ClassifierGuidance(Guidance):
     classifier: str
     scale: float = 1.0
     conditional: bool = True
-    classifies: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
 
     @property
-    def second(self) -> str:
+    def companion(self) -> str:
         return self.classifier
 
-    def guide(self, predict: Predict, cond: Cond, null: Cond, second: Denoise | None = None) -> Denoise:
-        assert second is not None
-        told = cond if self.conditional else null
+    def guide(self, predict: Predict, cond: Cond, null: Cond, companion: Denoise | None = None) -> Denoise:
+        assert companion is not None
+        shown = cond if self.conditional else null
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            z0 = predict(x, sigma, told)
-            return z0 + self.scale * sigma.view(-1, 1, 1, 1).to(x) ** 2 * second(x, sigma) if self.scale else z0
+            z0 = predict(x, sigma, shown)
+            return z0 + self.scale * sigma.view(-1, 1, 1, 1).to(x) ** 2 * companion(x, sigma) if self.scale else z0
 
         return denoise

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.samplers import levels
+from ldm.errors import UserError
 from ldm.interfaces import Denoise, Noise, Sampler
 
 
@@ -56,7 +57,7 @@ def _exponential_step(x: Tensor, here: tuple[float, Tensor], others: Sequence[tu
 
 def require_order(order: int, most: int) -> None:
     if not 1 <= order <= most:
-        raise ValueError(f"order is {order}; allowed is 1 to {most}")
+        raise UserError(f"order is {order}; allowed is 1 to {most}")
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ldm.diffusion.denoiser import Denoiser
-from ldm.interfaces import NoiseSchedule, Objective, TimeSampler
+from ldm.errors import UserError
+from ldm.interfaces import Cond, Denoise, Denoiser, NoiseSchedule, Objective, TimeSampler
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,17 @@ def normal_quantile(u: Tensor) -> Tensor:
     return torch.special.ndtri(u.double().clamp(1e-9, 1 - 1e-9))
 
 
+class ErrorObjective(Objective):
+    """An objective that is an error of the network's output at x = z0 + sigma * noise."""
+
+    def loss(self, denoiser: Denoiser, z0: Tensor, noise: Tensor, t: Tensor, cond: Cond, teacher: Denoise | None = None) -> Tensor:
+        sigma = denoiser.schedule.sigma(t)
+        x = z0 + sigma.view(-1, *[1] * (z0.ndim - 1)).to(z0) * noise
+        return self.error(denoiser, denoiser.raw(x, sigma, cond), x, z0, sigma)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Simple(Objective):
+class Simple(ErrorObjective):
     """L_simple (Eq. 14, arXiv:2006.11239): the plain squared error of whatever the network predicts.
 
     times: which steps.  offset: strength of noise that is constant over an image, for very dark and bright pictures.
@@ -75,7 +84,7 @@ class Simple(Objective):
     def weight(self, denoiser: Denoiser, sigma: Tensor) -> Tensor:
         return sigma * 0 + 1
 
-    def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:  # type: ignore[override]
+    def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:
         square = (output[:, : x.shape[1]] - denoiser.target(x, z0, sigma)).float().square()
         if self.huber:
             square = 2 * self.huber * square / ((square + self.huber**2).sqrt() + self.huber)
@@ -114,7 +123,7 @@ class EDM(Simple):
         return (1 + sigma**-2) * denoiser.output_weight(sigma)
 
 
-class Wrapper(nn.Module, Objective):
+class Wrapper(nn.Module, ErrorObjective):
     """An objective made of another one; what it does not say anew is the other's."""
 
     def __init__(self, objective: Objective) -> None:
@@ -124,7 +133,7 @@ class Wrapper(nn.Module, Objective):
     def draw(self, z0: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
         return self.objective.draw(z0, schedule)
 
-    def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:  # type: ignore[override]
+    def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:
         return self.objective.error(denoiser, output, x, z0, sigma)
 
 
@@ -140,7 +149,7 @@ class LearnedUncertainty(Wrapper):
         nn.init.zeros_(self.u.weight)
         nn.init.zeros_(self.u.bias)
 
-    def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:  # type: ignore[override]
+    def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:
         loss = self.objective.error(denoiser, output, x, z0, sigma)
         if not self.training:
             return loss  # comparable from step to step
@@ -163,7 +172,7 @@ class Importance(Wrapper):
     def __init__(self, objective: Objective, bins: int = 100, memory: int = 10, uniform: float = 0.001) -> None:
         super().__init__(objective)
         if bins < 1 or memory < 1 or not 0 < uniform <= 1:
-            raise ValueError(f"Importance has bins {bins}, memory {memory}, uniform {uniform}: allowed are at least 1, 1, and (0, 1]")
+            raise UserError(f"Importance has bins {bins}, memory {memory}, uniform {uniform}: allowed are at least 1, 1, and (0, 1]")
         self.bins, self.memory, self.uniform = bins, memory, uniform
         self.register_buffer("square", torch.zeros(bins))
         self.register_buffer("seen", torch.zeros(bins))
@@ -181,7 +190,7 @@ class Importance(Wrapper):
         places = (chosen + torch.rand(len(z0), device=chosen.device, dtype=torch.float64)) / self.bins
         return noise, (places * len(schedule.sigmas)).floor().to(z0.device)
 
-    def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:  # type: ignore[override]
+    def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:
         loss = self.objective.error(denoiser, output, x, z0, sigma)
         if not self.training:
             return loss

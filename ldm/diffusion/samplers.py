@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
 from ldm.interfaces import Denoise, Noise, Sampler
 
 
@@ -35,7 +36,7 @@ class Stochastic(Sampler):
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta is {self.eta}; allowed is 0 (no new noise) to 1")
+            raise UserError(f"eta is {self.eta}; allowed is 0 (no new noise) to 1")
 
     @property
     def ancestral(self) -> bool:
@@ -53,6 +54,18 @@ class Ancestral(Stochastic):
             if up > 0:
                 x = x + up * noise()
             yield x
+
+
+@dataclass(frozen=True)
+class DDIM(Ancestral):
+    """Ancestral under its best known name: deterministic by default (arXiv:2010.02502)."""
+
+
+@dataclass(frozen=True)
+class DDPM(Ancestral):
+    """Ancestral under its best known name: all of the posterior's noise by default (arXiv:2006.11239)."""
+
+    eta: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -203,7 +216,7 @@ class RePaint(Sampler):
 
     def __post_init__(self) -> None:
         if self.times < 1:
-            raise ValueError(f"RePaint's times is {self.times}; allowed is 1 or more")
+            raise UserError(f"RePaint's times is {self.times}; allowed is 1 or more")
 
     def steps(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Tensor]:
         for i, (s, s_next) in enumerate(levels(sigmas)):

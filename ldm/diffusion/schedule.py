@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
 from ldm.interfaces import NoiseSchedule
 
 Spacing = Literal["trailing", "leading", "linspace", "karras", "log"]
@@ -26,7 +27,7 @@ class DiscreteSchedule(NoiseSchedule):
     def sigmas(self) -> Tensor:  # type: ignore[override]
         sigmas = self.levels()
         if len(sigmas) < 1:
-            raise ValueError(f"num_steps is {len(sigmas)}; a schedule needs at least 1")
+            raise UserError(f"num_steps is {len(sigmas)}; a schedule needs at least 1")
         return sigmas
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -44,6 +45,13 @@ class DiscreteSchedule(NoiseSchedule):
         gap = (log_sigmas[high] - log_sigmas[low]).clamp(min=1e-12)
         return (low + ((log_sigma - log_sigmas[low]) / gap).clamp(0, 1)).clamp(max=last)
 
+    def scale(self, sigma: Tensor) -> Tensor:
+        """By default for variance 1 of what the network sees, given data of variance 1."""
+        return (1 + sigma**2).rsqrt()
+
+    def prior(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        return noise / float(self.scale(sigma))
+
     def steps(self, n: int | Sequence[float], spacing: str = "trailing") -> Tensor:
         """trailing (starts at the noisiest level), leading, linspace: Table 2, arXiv:2305.08891.  karras: Eq. 5, arXiv:2206.00364, rho 7.
         log: even in log sigma, i.e. in log-SNR."""
@@ -51,7 +59,7 @@ class DiscreteSchedule(NoiseSchedule):
             return self._listed(list(n))
         total, (low, high) = len(self.sigmas), (float(self.sigmas[0]), float(self.sigmas[-1]))
         if not 1 <= n <= total:
-            raise ValueError(f"{n} sampling steps were asked for; this schedule allows 1 to {total}")
+            raise UserError(f"{n} sampling steps were asked for; this schedule allows 1 to {total}")
         even = torch.linspace(1, 0, n, dtype=torch.float64)
         if spacing == "trailing":
             found = self.sigmas[(torch.linspace(total, 0, n + 1, dtype=torch.float64)[:-1].round() - 1).long()]
@@ -64,13 +72,13 @@ class DiscreteSchedule(NoiseSchedule):
         elif spacing == "log":
             found = torch.exp(math.log(low) + even * math.log(high / low))
         else:
-            raise ValueError(f"spacing is {spacing!r}; allowed are trailing, leading, linspace, karras, log")
+            raise UserError(f"spacing is {spacing!r}; allowed are trailing, leading, linspace, karras, log")
         return torch.cat([found, torch.zeros(1, dtype=torch.float64)])
 
     def _listed(self, times: list[float]) -> Tensor:
         last = len(self.sigmas) - 1
         if not times or sorted(set(times), reverse=True) != times or not 0 <= times[-1] <= times[0] <= last:
-            raise ValueError(f"the sampling steps are {times}; allowed are decreasing numbers from {last} to 0")
+            raise UserError(f"the sampling steps are {times}; allowed are decreasing numbers from {last} to 0")
         return torch.cat([self.sigma(torch.tensor(times, dtype=torch.float64)), torch.zeros(1, dtype=torch.float64)])
 
 
@@ -182,7 +190,7 @@ class Shifted(DiscreteSchedule):
 
     def levels(self) -> Tensor:
         if self.factor <= 0:
-            raise ValueError(f"the schedule's shift factor is {self.factor}; it must be more than 0")
+            raise UserError(f"the schedule's shift factor is {self.factor}; it must be more than 0")
         return self.schedule.sigmas * self.factor
 
     def scale(self, sigma: Tensor) -> Tensor:

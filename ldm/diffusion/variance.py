@@ -9,9 +9,9 @@ import math
 import torch
 from torch import Tensor
 
-from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.objective import Wrapper
-from ldm.interfaces import Cond, Noise, Objective
+from ldm.errors import UserError
+from ldm.interfaces import Denoiser, Objective
 
 
 def log_variances(s: Tensor, s_next: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,9 +56,9 @@ class LearnedVariance(Wrapper):
         super().__init__(objective)
         self.weight = weight
 
-    def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:  # type: ignore[override]
+    def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:
         if output.shape[1] != 2 * x.shape[1]:
-            raise ValueError("the objective LearnedVariance needs a network with learn_variance: set model.network.learn_variance to true")
+            raise UserError("the objective LearnedVariance needs a network with learn_variance: set model.network.learn_variance to true")
         error = (z0 - denoiser.z0(x, sigma, output).detach()).double().square()
         bound = self.bound(denoiser, error, output[:, x.shape[1] :].double(), sigma).flatten(1).mean(1) / math.log(2)
         loss = self.objective.error(denoiser, output, x, z0, sigma)
@@ -75,24 +75,3 @@ class LearnedVariance(Wrapper):
         s, below = torch.where(first, second, s), torch.where(first, lowest, below)  # values where nothing is infinite, for the unused
         data = 0.5 * math.log(2 * math.pi) + half_loss(error, data_variance(lowest, second, fraction))
         return torch.where(first, data, step_kl(error, s, below, step_variance(s, below, fraction)))
-
-
-class LearnedNoise:
-    """A sampler's noise with the learned variances, for samplers that add the posterior's between levels: eta = 1."""
-
-    def __init__(self, denoiser: Denoiser, sigmas: Tensor, noise: Noise) -> None:
-        self.denoiser, self.sigmas, self.draw = denoiser, sigmas.double(), noise
-        self.fraction, self.sigma = torch.zeros(()), sigmas[0]
-
-    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """As denoiser.predict; keeps what the network says of the variances."""
-        output = self.denoiser.raw(x, sigma, cond)
-        self.fraction, self.sigma = output[:, x.shape[1] :], sigma
-        return self.denoiser.z0(x, sigma, output)
-
-    def noise(self) -> Tensor:
-        drawn = self.draw()
-        s = self.sigma.double()
-        small, large = log_variances(s, self.sigmas[self.sigmas < s.to(self.sigmas)][0].to(s))
-        share = (self.fraction[: len(drawn)] + 1) / 2  # with guidance the conditional half comes first
-        return drawn * torch.exp(share * float(large - small) / 2)

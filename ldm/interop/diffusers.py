@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldm.autoencoder.bottleneck import KL, VQ
 from ldm.autoencoder.conv import ConvAutoencoder
+from ldm.errors import UserError
 from ldm.interfaces import Bottleneck
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -30,7 +31,7 @@ def load_autoencoder(folder: str | Path) -> ConvAutoencoder:
         model = build(config)
         renamed = dict(renaming(len(config["block_out_channels"]), config["layers_per_block"], attention_levels(config)))
     except KeyError as error:
-        raise ValueError(f"{folder / 'config.json'} is not that of an autoencoder of diffusers: it has no {error.args[0]}") from error
+        raise UserError(f"{folder / 'config.json'} is not that of an autoencoder of diffusers: it has no {error.args[0]}") from error
     for old, new in OLD_NAMES.items():
         theirs = {name.replace(old, new): tensor for name, tensor in theirs.items()}
     state, left = {}, dict(theirs)
@@ -40,7 +41,7 @@ def load_autoencoder(folder: str | Path) -> ConvAutoencoder:
             continue
         wanted = find(name, renamed)
         if missing := [key for key in wanted if key not in theirs]:
-            raise ValueError(f"{folder / WEIGHTS} has no {missing[0]}: it does not fit the config.json beside it")
+            raise UserError(f"{folder / WEIGHTS} has no {missing[0]}: it does not fit the config.json beside it")
         found = torch.cat([theirs[key] for key in wanted])
         state[name] = fitting(found, ours, wanted[0], folder).reshape(ours.shape)
         for key in wanted:
@@ -50,7 +51,7 @@ def load_autoencoder(folder: str | Path) -> ConvAutoencoder:
         often = torch.full_like(model.bottleneck.used, STEADY)
         state |= {"bottleneck.values": codes, "bottleneck.used": often, "bottleneck.sums": STEADY * codes}
     if left:
-        raise ValueError(
+        raise UserError(
             f"{folder / WEIGHTS} has {min(left)}, of which the config.json beside it does not speak: they do not belong together"
         )
     model.load_state_dict(state)
@@ -61,22 +62,22 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and weights."""
     for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
-            raise ValueError(f"{str(folder)!r} is not an autoencoder of diffusers: it has no {name}")
+            raise UserError(f"{str(folder)!r} is not an autoencoder of diffusers: it has no {name}")
     try:
         config = json.loads((folder / "config.json").read_text())
     except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from error
+        raise UserError(f"{folder / 'config.json'} is not JSON: {error}") from error
     try:
         return config, safetensors.torch.load_file(folder / WEIGHTS)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
+        raise UserError(f"{folder / WEIGHTS} is damaged: {error}") from error
 
 
 def fitting(found: Tensor, ours: Tensor, name: str, folder: Path) -> Tensor:
     """found, which may be a matrix where ours is a convolution of one pixel, or the other way round."""
     a, b = ([size for size in tensor.shape if size > 1] for tensor in (found, ours))
     if a != b:
-        raise ValueError(f"{folder / WEIGHTS} has {name} of shape {list(found.shape)}, but its config.json asks for {list(ours.shape)}")
+        raise UserError(f"{folder / WEIGHTS} has {name} of shape {list(found.shape)}, but its config.json asks for {list(ours.shape)}")
     return found
 
 
@@ -89,10 +90,10 @@ def build(config: dict[str, Any]) -> ConvAutoencoder:
     known = {"act_fn": "silu", "norm_num_groups": 32, "mid_block_add_attention": True}
     for name, value in known.items():
         if config.get(name, value) != value:
-            raise ValueError(f"this autoencoder has {name} = {config[name]!r}; only {value!r} can be imported")
+            raise UserError(f"this autoencoder has {name} = {config[name]!r}; only {value!r} can be imported")
     widths, latent = config["block_out_channels"], config["latent_channels"]
     if any(width % widths[0] for width in widths):
-        raise ValueError(f"this autoencoder's widths are {widths}; only multiples of the first can be imported")
+        raise UserError(f"this autoencoder's widths are {widths}; only multiples of the first can be imported")
     bottleneck: Bottleneck
     if config["_class_name"] == "AutoencoderKL":
         bottleneck = KL(latent)
@@ -100,7 +101,7 @@ def build(config: dict[str, Any]) -> ConvAutoencoder:
         bottleneck = VQ(latent, config["num_vq_embeddings"])
     else:
         kind = config["_class_name"]
-        raise ValueError(f"a {kind} of this kind cannot be imported; AutoencoderKL and VQModel (vq_embed_dim = latent_channels) can")
+        raise UserError(f"a {kind} of this kind cannot be imported; AutoencoderKL and VQModel (vq_embed_dim = latent_channels) can")
     multipliers, convs = [width // widths[0] for width in widths], config.get("use_quant_conv", True)
     arguments = {"image_channels": config["in_channels"], "quant_conv": convs}
     return ConvAutoencoder(bottleneck, widths[0], multipliers, config["layers_per_block"], attention_levels(config), **arguments)

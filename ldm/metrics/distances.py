@@ -8,6 +8,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -22,7 +24,7 @@ class Statistics:
     def of(cls, features: Tensor, made: dict[str, str | int] | None = None) -> "Statistics":
         """features (N,D), N >= 2."""
         if len(features) < 2:
-            raise ValueError(f"a distance between sets of images needs at least 2 of each, {len(features)} were given")
+            raise UserError(f"a distance between sets of images needs at least 2 of each, {len(features)} were given")
         features = features.double()
         dim = features.shape[1]
         return cls(features.mean(0), features.T.cov().reshape(dim, dim), len(features), made or {})
@@ -38,7 +40,7 @@ class Statistics:
                 facts = {key: json.loads(value) for key, value in file.metadata().items()}
                 return cls(file.get_tensor("mean"), file.get_tensor("covariance"), **facts)
         except (safetensors.SafetensorError, AttributeError, TypeError) as error:  # type: ignore[attr-defined]
-            raise ValueError(f"{path} does not hold statistics that `ldm evaluate --save` wrote") from error
+            raise UserError(f"{path} does not hold statistics that `ldm evaluate --save` wrote") from error
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> Tensor:
@@ -46,7 +48,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> Tensor:
     if different := sorted(key for key in a.made.keys() | b.made.keys() if a.made.get(key) != b.made.get(key)):
         key = different[0]
         one, other = a.made.get(key), b.made.get(key)
-        raise ValueError(f"two sets of features made with {key} {one!r} and {other!r} cannot be compared: make them alike")
+        raise UserError(f"two sets of features made with {key} {one!r} and {other!r} cannot be compared: make them alike")
     values, vectors = torch.linalg.eigh(a.covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()

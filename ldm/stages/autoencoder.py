@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from ldm import model_folder
+from ldm.errors import UserError
 from ldm.interfaces import Adversary, Autoencoder, AutoencoderLoss, Batch, ReconstructionMetric
 from ldm.ranges import to_float
 from ldm.stages.health import CodeUsage, LatentMoments
@@ -45,15 +46,13 @@ class AutoencoderStage(TrainingStage):
         self.model = autoencoder
         own = {loss.name for loss in losses if isinstance(loss, AutoencoderLoss)}
         if flattered := sorted(own & {metric.made.get("features") for metric in metrics if isinstance(metric, ReconstructionMetric)}):
-            raise ValueError(
-                f"the network {flattered[0]} is in a loss and in a distance of metrics, which it would flatter: choose another"
-            )
+            raise UserError(f"the network {flattered[0]} is in a loss and in a distance of metrics, which it would flatter: choose another")
         if init is not None:
             model_folder.load_weights(autoencoder, first_stage_of(init).state_dict(), init)
         for parameter in parameters_of(autoencoder, freeze, "freeze"):
             parameter.requires_grad_(False)
         if adversary is not None and not autoencoder.last_layer.requires_grad:
-            raise ValueError(
+            raise UserError(
                 f"freeze is {list(freeze)}, which leaves the adversary nothing to train: leave the decoder out, or set adversary to null"
             )
         self.losses, self.adversary = nn.ModuleList(losses), adversary
@@ -73,7 +72,7 @@ class AutoencoderStage(TrainingStage):
     def on_fit_start(self) -> None:
         unsynced = any(type(module) is nn.BatchNorm2d for module in self.modules())
         if self.trainer.world_size > 1 and unsynced:
-            raise ValueError("the discriminator's batch norm needs --trainer.sync_batchnorm true on several devices, or norm: group")
+            raise UserError("the discriminator's batch norm needs --trainer.sync_batchnorm true on several devices, or norm: group")
 
     @property
     def adversarial(self) -> bool:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ldm import model_folder
 from ldm.diffusion.objective import Uniform
+from ldm.errors import UserError
 from ldm.interfaces import Batch, Classifier, TimeSampler
-from ldm.stages.model import LatentDiffusion, NoisyClassifier
+from ldm.latents.model import LatentDiffusion, NoisyClassifier
 from ldm.stages.optim import AdamW, Part, configure
 from ldm.stages.training import TrainingStage, posterior_of
 
@@ -31,7 +32,7 @@ class ClassifierStage(TrainingStage):
         super().__init__()
         found = model_folder.load(diffusion).model
         if not isinstance(found, LatentDiffusion):
-            raise ValueError(f"diffusion is {diffusion!r}, which holds a {type(found).__name__}: give a model of stage 2 (DiffusionStage)")
+            raise UserError(f"diffusion is {diffusion!r}, which holds a {type(found).__name__}: give a model of stage 2 (DiffusionStage)")
         self.model = NoisyClassifier(found.latents.autoencoder, network, found.denoiser.schedule)
         self.model.latents.load_state_dict(found.latents.state_dict())
         self.times, self.optimizer, self.seed = times, optimizer, seed

@@ -7,14 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm import model_folder
+from ldm.conditioning.values import condition_of
 from ldm.diffusion.denoiser import Prediction
 from ldm.diffusion.schedule import Spacing
+from ldm.errors import UserError
 from ldm.frames import strip
-from ldm.interfaces import Autoencoder, Batch, Cond, Conditioner, Denoise, Guidance, Network, NoiseSchedule, Objective, Sampler
+from ldm.interfaces import Autoencoder, Batch, Cond, Condition, Conditioner, Denoise, Guidance, Network, NoiseSchedule, Objective, Sampler
+from ldm.latents.clips import FrameStack
+from ldm.latents.model import LatentDiffusion, LatentModel, load_companion
 from ldm.ranges import to_float
-from ldm.stages.clips import FrameStack
-from ldm.stages.generation import LANES, Recipe, Request, Source, generate
-from ldm.stages.model import LatentDiffusion, beside
+from ldm.sampling.pipeline import CHUNK_SIZE, generate
+from ldm.sampling.request import InputImage, SampleRequest, SamplingConfig, SeedNoise
 from ldm.stages.optim import AdamW, Part, configure
 from ldm.stages.training import TrainingStage, first_stage_of, posterior_of
 
@@ -53,7 +56,8 @@ class DiffusionStage(TrainingStage):
         if init is not None:
             start_from(self.model, init)
         self.objective, self.drop, self.optimizer, self.seed = objective, drop, optimizer, seed
-        self.recipe, self.held_out_loss = Recipe(sampler, guidance, sampling_steps, spacing), self.mean()
+        self.sampling, self.held_out_loss = SamplingConfig(sampler, guidance, sampling_steps, spacing), self.mean()
+        self._teacher_model: tuple[LatentModel, SamplingConfig] | None = None  # a tuple hides it from state_dict
 
     def on_fit_start(self) -> None:
         """Cache the latents, if the data module has a cache; measure them, unless a checkpoint brought the statistics."""
@@ -63,20 +67,38 @@ class DiffusionStage(TrainingStage):
         if classes := self.model.conditioner.num_classes:
             self.require_classes("conditioner", classes, ", or use the conditioner Unconditional")
         if self.model.conditioner.takes_text and not self.data.has_texts:
-            raise ValueError(
+            raise UserError(
                 "the conditioner Text needs a text for each image, the data has none: add metadata.jsonl with file_name and text"
             )
         if missing := set(self.model.conditioner.numbers) - set(self.data.numbers):
-            raise ValueError(
+            raise UserError(
                 f"the conditioner Numbers takes {', '.join(sorted(missing))}, which no image has; "
                 f"the data's metadata have {', '.join(self.data.numbers) or 'no numeric attributes'}"
             )
         if self.data.cache is not None:
             self.model.conditioner.cache_in(self.data.cache)
-        self.data.with_images = self.model.conditioner.shrinks > 0
+        self.data.with_images = self.model.conditioner.image is not None
         self.cache_latents(latents)
         if not latents.measured:
             self._measure()
+        self._load_companions()
+
+    def on_validation_start(self) -> None:
+        self._load_companions()
+
+    on_test_start = on_validation_start
+
+    def _load_companions(self) -> None:
+        """Once: the second models of the pictures' guidance, and of the objective, which may learn from a teacher with a guidance."""
+        latents, path = self.model.latents, self.objective.teacher
+        if not latents.measured:  # a sanity check before training
+            return
+        if self.sampling.companion is None:
+            self.sampling = self.sampling.resolved(latents)
+        if path is not None and self._teacher_model is None:
+            teacher, own = load_companion(path, latents), SamplingConfig.of(model_folder.load(path).card)
+            guided = SamplingConfig(guidance=self.objective.guidance or own.guidance).resolved(latents)
+            self._teacher_model = (teacher, guided)
 
     @torch.no_grad()
     def _measure(self) -> None:
@@ -113,10 +135,11 @@ class DiffusionStage(TrainingStage):
 
     @torch.no_grad()
     def _teacher(self, batch: Batch) -> Denoise | None:
-        if self.objective.teacher is None:
+        if self._teacher_model is None:
             return None
-        loaded = beside(self.objective.teacher, self.model.latents)
-        return loaded.model.guided(batch, self.objective.guidance or Recipe.of(loaded.card).guidance)
+        teacher, config = self._teacher_model
+        assert isinstance(teacher, LatentDiffusion)
+        return teacher.guided(batch, config.guidance, config.companion)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.seed_step(batch_idx)
@@ -139,36 +162,36 @@ class DiffusionStage(TrainingStage):
         spread evenly, or of no condition.  Of a model that works on images, eight held-out images: what it was shown, what it made of
         that, what they are."""
         conditioner, classes = self.model.conditioner, self.data.classes
-        if conditioner.shrinks:
-            return {"samples": strip(torch.cat(self.restored(batch, 8)), self.model.denoiser.network.frames)}
-        parts = conditioner.asked()
-        if len(parts) == 1 and parts[0].num_classes:
-            asked: list[str | None] = list(classes)
+        frames = self.model.denoiser.network.frames
+        if conditioner.image is not None:
+            return {"samples": strip(torch.cat(self.restored(batch, 8)), frames)}
+        if set(conditioner.inputs) == {"class"}:
+            conditions: list[Condition] = [{"class": name} for name in classes]
         else:
             count = len(batch["id"])
             labels = [classes[i] if i >= 0 else None for i in batch["label"].tolist()] if "label" in batch else [None] * count
             numbers = batch.get("numbers", [{}] * count)
-            asked = [conditioner.ask(*told) for told in zip(labels, batch["text"], numbers, strict=True)]
-        frames = self.model.denoiser.network.frames
-        count, lanes = max(2, 16 // frames), max(1, LANES // frames)
-        requests = [Request(i, 0, asked[i * len(asked) // count]) for i in range(count)]
-        return {"samples": strip(generate(self.model, requests, self.recipe, classes, lanes), frames)}
+            conditions = [condition_of(conditioner, *known) for known in zip(labels, batch["text"], numbers, strict=True)]
+        count, chunk_size = max(2, 16 // frames), max(1, CHUNK_SIZE // frames)
+        requests = [SampleRequest(i, SeedNoise(0, i), conditions[i * len(conditions) // count]) for i in range(count)]
+        return {"samples": strip(generate(self.model, requests, self.sampling, classes, chunk_size), frames)}
 
     def restored(self, batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of a model that works on images: what it is shown of the first `count`, what it makes of that, what they are, (count,3,H,W)."""
         with self.fixed_noise(0):
-            seen = self.model.conditioner.see(batch)
-        assert seen is not None
-        masks = [None] * len(seen.x) if seen.mask is None else [mask.cpu() for mask in seen.mask]
-        sources = [Source(x.cpu(), mask, {}) for x, mask in zip(seen.x[:count], masks, strict=False)]
-        made = generate(self.model, [Request(i, source=source) for i, source in enumerate(sources)], self.recipe, self.data.classes)
-        hidden = seen.x if seen.mask is None else seen.x * (1 - seen.mask)
+            left = self.model.conditioner.degrade(batch)
+        assert left is not None
+        masks = [None] * len(left.x) if left.mask is None else [mask.cpu() for mask in left.mask]
+        images = [InputImage(x.cpu(), mask) for x, mask in zip(left.x[:count], masks, strict=False)]
+        requests = [SampleRequest(i, SeedNoise(0, i), image=image) for i, image in enumerate(images)]
+        pictures = generate(self.model, requests, self.sampling, self.data.classes)
+        hidden = left.x if left.mask is None else left.x * (1 - left.mask)
         wanted = to_float(batch["image"][:count])
-        return F.interpolate(hidden[:count], size=wanted.shape[2:]), made, wanted
+        return F.interpolate(hidden[:count], size=wanted.shape[2:]), pictures, wanted
 
     def card(self) -> dict[str, Any]:
-        """The recipe that the validation pictures used is what `predict` uses unless told otherwise."""
-        return {**super().card(), "recipe": model_folder.describe(vars(self.recipe))}
+        """How the validation pictures were sampled is how `ldm sample` samples unless told otherwise."""
+        return {**super().card(), "sampling": self.sampling.described()}
 
     def configure_optimizers(self) -> Any:
         trainable = [p for p in self.parameters() if p.requires_grad]

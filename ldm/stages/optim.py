@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from ldm.errors import UserError
+
 
 @dataclass(frozen=True)
 class AdamW:
@@ -45,9 +47,9 @@ def configure(parts: Iterable[Part], max_steps: int) -> dict[str, Any]:
     """One optimizer with a parameter group per part, as LightningModule.configure_optimizers returns it."""
     parts = list(parts)
     if max_steps < 1 and any(part.settings.decay == "cosine" for part in parts):
-        raise ValueError("decay 'cosine' needs trainer.max_steps: set it, or use decay 'constant'")
+        raise UserError("decay 'cosine' needs trainer.max_steps: set it, or use decay 'constant'")
     if not parts[0].parameters:
-        raise ValueError("nothing is left to train: freeze less")
+        raise UserError("nothing is left to train: freeze less")
     groups = [
         {"params": p.parameters, "lr": p.settings.lr, "betas": p.settings.betas, "weight_decay": p.settings.weight_decay} for p in parts
     ]

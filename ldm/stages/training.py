@@ -10,9 +10,10 @@ from torch import nn
 from torchmetrics import MeanMetric
 
 from ldm import model_folder
+from ldm.errors import UserError
 from ldm.interfaces import Autoencoder, Batch, Posterior, TrainingData
+from ldm.latents.space import LatentSpace
 from ldm.ranges import to_float
-from ldm.stages.latents import LatentSpace
 
 
 class TrainingStage(L.LightningModule):
@@ -25,7 +26,7 @@ class TrainingStage(L.LightningModule):
     def data(self) -> TrainingData:
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, TrainingData):
-            raise ValueError("training needs a data module of ldm.data: pass one with --data or -c configs/data/...")
+            raise UserError("training needs a data module of ldm.data: pass one with --data or -c configs/data/...")
         return data
 
     def seed_step(self, batch_idx: int) -> None:
@@ -51,7 +52,7 @@ class TrainingStage(L.LightningModule):
         """part: the model's one that has so many classes."""
         found = self.data.classes
         if wanted != len(found):
-            raise ValueError(
+            raise UserError(
                 f"the {part} has {wanted} classes, the data {len(found)} ({', '.join(found[:12])}): "
                 f"set model.{part}.num_classes to {len(found)}{hint}"
             )
@@ -60,7 +61,7 @@ class TrainingStage(L.LightningModule):
         """hint: what to do where the images have other ones."""
         made, wanted = self.data.channels, autoencoder.image_channels
         if made != wanted:
-            raise ValueError(f"the images have {made} channels, the autoencoder takes {wanted}: {hint}")
+            raise UserError(f"the images have {made} channels, the autoencoder takes {wanted}: {hint}")
 
     def cache_latents(self, latents: LatentSpace) -> None:
         """Where the data module has a cache: into it."""
@@ -93,12 +94,12 @@ class TrainingStage(L.LightningModule):
         found, own = checkpoint["state_dict"], self.state_dict()
         hint = "give the configs and options that it was trained with, or start a new run from it with --model.init"
         if missing := [name for name in own if name not in found]:
-            raise ValueError(f"the checkpoint has no {missing[0]}, which this model has: {hint}")
+            raise UserError(f"the checkpoint has no {missing[0]}, which this model has: {hint}")
         for name, value in found.items():
             if name not in own:
-                raise ValueError(f"the checkpoint has {name}, which this model does not have: {hint}")
+                raise UserError(f"the checkpoint has {name}, which this model does not have: {hint}")
             if value.shape != own[name].shape:
-                raise ValueError(f"{name} has shape {list(value.shape)} in the checkpoint, {list(own[name].shape)} in this model: {hint}")
+                raise UserError(f"{name} has shape {list(value.shape)} in the checkpoint, {list(own[name].shape)} in this model: {hint}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The model's description goes into the checkpoint, so that it can be rebuilt from it alone."""
@@ -129,6 +130,6 @@ def parameters_of(module: nn.Module, beginnings: Sequence[str], option: str) -> 
         chosen = [parameter for name, parameter in named if name.startswith(beginning)]
         if not chosen:
             parts = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in named))
-            raise ValueError(f"{option} has {beginning!r}, with which no parameter's name begins; they begin with {parts}")
+            raise UserError(f"{option} has {beginning!r}, with which no parameter's name begins; they begin with {parts}")
         found += chosen
     return found

@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ldm.diffusion.likelihood import Bins
+from ldm.errors import UserError
 from ldm.interfaces import Autoencoder, Posterior
-from ldm.stages.clips import FrameStack
+from ldm.latents.clips import FrameStack
 
 
 class LatentSpace(nn.Module):
@@ -35,29 +36,27 @@ class LatentSpace(nn.Module):
     def measure(self, mean: Tensor, std: Tensor, count: int, size: tuple[int, int]) -> None:
         """Statistics of the raw latents over `count` training images: mean, std (C,); size (h, w)."""
         if count < 1 or not torch.isfinite(mean).all() or not (std > 0).all():
-            raise ValueError(f"the first stage's latents over {count} images have mean {mean.tolist()}, std {std.tolist()}: train it again")
+            raise UserError(f"the first stage's latents over {count} images have mean {mean.tolist()}, std {std.tolist()}: train it again")
         self.shift.copy_(mean)
         self.scale.copy_(std)
         self.count.fill_(count)
         self.size.copy_(torch.tensor(size))
 
     def of_frames(self, frames: int) -> "LatentSpace":
-        """That of clips, each frame normalised as an image is."""
+        """The latent space of clips, each frame normalised as an image is."""
         found = LatentSpace(FrameStack(self.autoencoder, frames))
         if self.measured:
             height, width = self.size.tolist()
             found.measure(self.shift.repeat(frames), self.scale.repeat(frames), int(self.count), (height, width))
         return found
 
-    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, int]:
-        """Height and width of the latents of images of `size` px; None: of the training's."""
+    def shape_of(self, size: tuple[int, int] | None, multiple: int = 1) -> tuple[int, int]:
+        """Height and width of the latents of pictures of `size` px, rounded up to the network's `multiple`; None: of the training's."""
         if size is None:
             height, width = self.size.tolist()
             return height, width
-        factor = self.autoencoder.factor
-        if size[0] % factor or size[1] % factor or min(size) < factor:
-            raise ValueError(f"pictures of {size[1]}x{size[0]} px: both must be multiples of the autoencoder's factor {factor}")
-        return size[0] // factor, size[1] // factor
+        height, width = (-(-side // (self.autoencoder.factor * multiple)) * multiple for side in size)
+        return height, width
 
     @property
     def bins(self) -> Bins | None:
@@ -74,7 +73,7 @@ class LatentSpace(nn.Module):
 
     def require_measured(self) -> None:
         if not self.measured:
-            raise ValueError("this model has no latent statistics: train its second stage with `ldm fit`, which measures them")
+            raise UserError("this model has no latent statistics: train its second stage with `ldm fit`, which measures them")
 
     def normalise(self, z: Tensor) -> Tensor:
         return (z - self.shift[:, None, None]) / self.scale[:, None, None]

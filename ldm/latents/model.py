@@ -1,6 +1,5 @@
 """Whole models as one module: what is trained in latents, a model folder stores and `predict` loads."""
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,9 +8,9 @@ from torch import Tensor, nn
 
 from ldm import model_folder
 from ldm.diffusion.denoiser import Denoiser, Prediction
-from ldm.diffusion.guidance import Predict
-from ldm.interfaces import Autoencoder, Batch, Buildable, Classifier, Conditioner, Denoise, Guidance, Network, NoiseSchedule
-from ldm.stages.latents import LatentSpace
+from ldm.errors import UserError
+from ldm.interfaces import Autoencoder, Batch, Buildable, Classifier, Conditioner, Denoise, Guidance, Network, NoiseSchedule, Predict
+from ldm.latents.space import LatentSpace
 
 
 class LatentDiffusion(Buildable, nn.Module):
@@ -22,7 +21,7 @@ class LatentDiffusion(Buildable, nn.Module):
     ) -> None:
         super().__init__()
         if network.in_channels != autoencoder.channels:
-            raise ValueError(
+            raise UserError(
                 f"the network takes {network.in_channels} latent channels, the first stage makes {autoencoder.channels}: "
                 f"set the network's in_channels to {autoencoder.channels // network.frames} or train another first stage"
             )
@@ -31,7 +30,7 @@ class LatentDiffusion(Buildable, nn.Module):
             if takes != makes:
                 what = {"vector_dim": "vectors of {} values", "token_dim": "tokens of {} values"}.get(size, "images of {} channels")
                 wanted = makes // network.frames if size == "concat_channels" else makes
-                raise ValueError(
+                raise UserError(
                     f"the network takes condition {what.format(takes)}, the conditioner makes {makes}: set the network's {size} to {wanted}"
                 )
         self.latents = LatentSpace(autoencoder)
@@ -42,16 +41,27 @@ class LatentDiffusion(Buildable, nn.Module):
         """The part that is trained."""
         self.denoiser.network.compile(*args, **options)
 
-    def guiding(self, batch: Batch) -> Denoise:
-        """As the second model of a guidance: its own D for the batch's condition."""
+    def conditional(self, batch: Batch) -> Denoise:
+        """D without guidance, for the batch's condition."""
         cond = self.conditioner.encode(batch, self.latents.to_latents)
         return lambda x, sigma: self.denoiser.predict(x, sigma, cond)
 
-    def guided(self, batch: Batch, guidance: Guidance, negative: Batch | None = None, predict: Predict | None = None) -> Denoise:
-        """D for the batch's condition; negative: conditions instead of none, predict: something instead of the denoiser's."""
+    def as_companion(self, batch: Batch) -> Denoise:
+        """D as the second model of a guidance (autoguidance)."""
+        return self.conditional(batch)
+
+    def guided(
+        self, batch: Batch, guidance: Guidance, companion: "LatentModel | None" = None, negative: Batch | None = None,
+        predict: Predict | None = None,
+    ) -> Denoise:  # fmt: skip
+        """D for the batch's condition, as `guidance` has it.
+
+        companion: the model that the guidance names; negative: conditions to lead away from instead of none; predict: something in the
+        denoiser's place.
+        """
         cond = self.conditioner.encode(batch, self.latents.to_latents)
         null = self.conditioner.null(batch) if negative is None else self.conditioner.encode(negative, self.latents.to_latents)
-        second = None if guidance.second is None else beside(guidance.second, self.latents).model.guiding(batch)
+        second = None if companion is None else companion.as_companion(batch)
         return guidance.guide(predict or self.denoiser.predict, cond, null, second)
 
 
@@ -61,7 +71,7 @@ class NoisyClassifier(Buildable, nn.Module):
     def __init__(self, autoencoder: Autoencoder, network: Classifier, schedule: NoiseSchedule) -> None:
         super().__init__()
         if network.in_channels != autoencoder.channels:
-            raise ValueError(
+            raise UserError(
                 f"the network takes {network.in_channels} latent channels, the latents have {autoencoder.channels}: "
                 f"set the network's in_channels to {autoencoder.channels}"
             )
@@ -72,8 +82,8 @@ class NoisyClassifier(Buildable, nn.Module):
         scale = self.schedule.scale(sigma.double()).view(-1, *[1] * (x.ndim - 1)).to(x)
         return self.network(x * scale, self.schedule.t(sigma).to(x.device, torch.float32).expand(len(x))).float()
 
-    def guiding(self, batch: Batch) -> Denoise:
-        """As the second model of a guidance: grad log p(label | x), 0 for images without a label."""
+    def as_companion(self, batch: Batch) -> Denoise:
+        """The gradient of log p(label | x) as the second model of a guidance; 0 for images without a label."""
         label, known = batch["label"], (batch["label"] >= 0) & (batch["label"] < self.network.num_classes)
 
         def gradient(x: Tensor, sigma: Tensor) -> Tensor:
@@ -88,13 +98,12 @@ class NoisyClassifier(Buildable, nn.Module):
 LatentModel = LatentDiffusion | NoisyClassifier
 
 
-@lru_cache(maxsize=2)
-def beside(path: str, latents: LatentSpace) -> model_folder.Loaded:
-    """Another model, which must work in the same latents, frozen and on their device; loaded once."""
-    loaded = model_folder.load(path)
-    mine, theirs = latents.state_dict(), loaded.model.latents.state_dict() if isinstance(loaded.model, LatentModel) else {}
+def load_companion(path: str, latents: LatentSpace) -> LatentModel:
+    """Another model, which must work in the same latents: frozen, on their device."""
+    model = model_folder.load(path).model
+    mine, theirs = latents.state_dict(), model.latents.state_dict() if isinstance(model, LatentModel) else {}
     same = mine.keys() == theirs.keys() and all(torch.equal(mine[name].cpu(), theirs[name]) for name in mine if name != "count")
     if not same:
-        raise ValueError(f"the model {path!r} does not work in the same latents: train both on one first stage and the same data")
-    loaded.model.to(latents.shift.device).requires_grad_(False)
-    return loaded
+        raise UserError(f"the model {path!r} does not work in the same latents: train both on one first stage and the same data")
+    companion: LatentModel = model.to(latents.shift.device).requires_grad_(False).eval()
+    return companion

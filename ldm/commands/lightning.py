@@ -1,0 +1,60 @@
+"""What the commands on Lightning's command line share: how it is parsed, and how it says what is wrong."""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jsonargparse import ArgumentError
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm.errors import UserError
+
+PARSER: dict[str, Any] = {"parser_mode": "omegaconf+", "allow_abbrev": False, "exit_on_error": False}
+# How jsonargparse begins the lines that say where a message comes from, not what is wrong.
+FRAMES = ("Given value", "Subtypes:", "Errors:", "Does not validate", "Problem with given class_path", "Expected a <class 'NoneType'>")
+
+# Warnings of libraries about things that are as they should be here.
+EXPECTED_WARNINGS = (
+    "does not have many workers",
+    "Checkpoint directory",
+    "smaller than the logging interval",
+    "LightningCLI's args parameter",
+    "resuming from a checkpoint that ended before the epoch ended",
+    "isinstance.treespec, LeafSpec",
+    "in eval mode at the start of training",  # the frozen first stage
+)
+
+
+def quiet() -> None:
+    """Leave out what Lightning says of its other products and of devices that are not there."""
+    for warning in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", f".*{warning}.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+
+
+def sentence(error: Exception) -> str:
+    """What is wrong in a message of jsonargparse, which nests it in frames of type names: the setting, and what is wrong with it."""
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    keys = [match.group(1) for line in lines if (match := re.search(r'Parser key "([^"]+)"', line))]
+    said = [re.sub(r'^Parser key "[^"]+": ?', "", line) for line in lines if not line.startswith(FRAMES)]
+    text = "; ".join(dict.fromkeys(part for part in said if part and not part.startswith(FRAMES)))
+    return f"{'.'.join(dict.fromkeys(keys))}: {text}" if keys else text
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Mistakes in the command line or in a config as a UserError."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration cannot be resolved: {error}") from error
+    except UserError:
+        raise
+    except (ArgumentError, TypeError, ValueError) as error:
+        if "Parser key" in str(error) or "Does not validate" in str(error) or isinstance(error, ArgumentError):
+            hint = " (see --help)" if isinstance(error, ArgumentError) else ""
+            raise UserError(sentence(error) + hint) from error
+        raise

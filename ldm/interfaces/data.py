@@ -1,0 +1,31 @@
+"""What stage 2 asks of a data module."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ldm.interfaces.core import Batch
+
+
+class TrainingData(ABC):
+    """What stage 2 asks of a data module besides its loaders; data.ImageData is one."""
+
+    classes: list[str]
+    has_texts: bool  # whether any image has one
+    numbers: list[str]  # the numeric attributes of any image
+    size: int
+    channels: int  # of the images
+    window: tuple[float, float] | None = None  # values of images with more than 8 bits that are black and white
+    cache: str | None = None  # folder for latents, and for what conditioners keep
+    with_images: bool = False  # whether batches have the images even where they have cached moments
+
+    @abstractmethod
+    def cache_latents(self, moments: Callable[[Tensor], Tensor], key: str, device: torch.device) -> None:
+        """Where a cache is configured: write moments(x) of every training image and its mirror image once, all ranks
+        together (key: the autoencoder's hash), and load from it from now on."""
+
+    @abstractmethod
+    def share(self) -> Iterator[Batch]:
+        """This rank's share of the training images, each once, in order."""

@@ -1,0 +1,165 @@
+"""The single way in which pictures are made, and the table of contents of the paper:
+
+noise -> schedule.prior -> sampler(task(guidance(denoiser, cond, null))) -> latents.to_images
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby, islice
+from math import gcd
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.conditioning.values import batch_of
+from ldm.errors import UserError
+from ldm.interfaces import Batch, ClassInput, Condition, ConditioningImage, Denoise, Input, Noise, Task, TaskInput
+from ldm.latents.model import LatentDiffusion
+from ldm.sampling.request import InputImage, Mix, SampleRequest, SamplingConfig
+from ldm.sampling.wrappers import LearnedNoise, mixture, windows
+
+CHUNK_SIZE = 8  # pictures per network call, the last call padded: arithmetic of another batch size rounds differently
+
+
+def generate(
+    model: LatentDiffusion, requests: Sequence[SampleRequest], config: SamplingConfig, classes: Sequence[str] = (),
+    chunk_size: int = CHUNK_SIZE, on_step: Callable[[], Any] = lambda: None, on_denoised: Callable[[Tensor], Any] = lambda z0: None,
+) -> Tensor:  # fmt: skip
+    """Pictures (N,3,H,W) in [-1,1] of requests of one size; the bits of picture i do not depend on which others are made with it.
+
+    on_step() after each step of a chunk, on_denoised(D) after each evaluation, (chunk_size,C,h,w), the last ones repeated.
+    """
+    model.latents.require_measured()
+    made = []
+    for some in chunks(requests, chunk_size):
+        padded = some + some[-1:] * (chunk_size - len(some))
+        made.append(_Chunk(model, padded, config, classes).generate(on_step, on_denoised)[: len(some)])
+    return torch.cat(made)
+
+
+def chunks(requests: Sequence[SampleRequest], chunk_size: int) -> Iterator[list[SampleRequest]]:
+    """At most `chunk_size` successive requests whose images are of one size."""
+
+    def shape(request: SampleRequest) -> tuple[int, ...]:
+        return () if request.image is None else tuple(request.image.pixels.shape)
+
+    for _, group in groupby(requests, shape):
+        while some := list(islice(group, chunk_size)):
+            yield some
+
+
+class _Chunk:
+    """A few pictures of one size that go through the network together."""
+
+    def __init__(self, model: LatentDiffusion, requests: list[SampleRequest], config: SamplingConfig, classes: Sequence[str]) -> None:
+        self.model, self.requests, self.config, self.classes = model, requests, config, classes
+        self.device, self.task = model.latents.shift.device, config.task or Task()
+        self.multiple = model.latents.autoencoder.factor * model.denoiser.network.multiple  # px of which a picture's sides are multiples
+        self.conditioning_image: ConditioningImage | None = None
+        self.given: TaskInput | None = None
+        height, width = (side * model.latents.autoencoder.factor for side in model.latents.shape_of(None))
+        self.size = config.size or (height, width)  # px
+        if self.task.needs_image or model.conditioner.image is not None:
+            self._read_images()
+        self.shape = model.latents.shape_of(self.size, model.denoiser.network.multiple)
+
+    @torch.inference_mode(False)  # a task or a guidance may need gradients
+    @torch.no_grad()
+    def generate(self, on_step: Callable[[], Any], on_denoised: Callable[[Tensor], Any]) -> Tensor:
+        """Algorithm 2 of arXiv:2006.11239 with any sampler: noise, then step by step what D(x, sigma) says, then pixels."""
+        schedule, latents = self.model.denoiser.schedule, self.model.latents
+        sigmas = schedule.steps(self.config.steps, self.config.spacing)
+        noise = self._noise()
+        denoise, sampler_noise = self._denoiser(sigmas, noise)
+        z, sigmas = self.task.start(self.given, noise, schedule, sigmas)  # type: ignore[arg-type]
+        denoise = self.task.wrap(denoise, self.given)  # type: ignore[arg-type]
+
+        def watched(x: Tensor, sigma: Tensor) -> Tensor:
+            on_denoised(z0 := denoise(x, sigma))
+            return z0
+
+        for state in self.config.sampler.steps(watched, z, sigmas, sampler_noise):
+            z = state
+            on_step()
+        pictures = cropped(latents.to_images(z).clamp(-1, 1), self.size)
+        return self.task.finish(pictures, self.given)  # type: ignore[arg-type]
+
+    def _noise(self) -> Noise:
+        """Each picture's own noise, (B,C,h,w) per draw."""
+        shape = (self.model.latents.autoencoder.channels, *self.shape)
+        draws = [request.noise.draws(shape) for request in self.requests]
+        return lambda: torch.stack([draw() for draw in draws]).to(self.device)
+
+    def _denoiser(self, sigmas: Tensor, noise: Noise) -> tuple[Denoise, Noise]:
+        """D for what the pictures are to show, and the noise of the sampler's steps."""
+        config, network, window = self.config, self.model.denoiser.network, self.model.latents.shape_of(None)
+        larger = self.shape[0] > window[0] or self.shape[1] > window[1]
+        windowed = config.windows and larger and not network.concat_channels
+        learns = network.learn_variance and config.sampler.ancestral and not windowed
+        learned = LearnedNoise(self.model.denoiser, sigmas, noise)
+        negatives = [request.negative for request in self.requests]
+        negative = None if all(each is None for each in negatives) else self._batch([each or {} for each in negatives])
+
+        def guided(conditions: list[Condition]) -> Denoise:
+            batch, predict = self._batch(conditions), learned.predict if learns else None
+            make = partial(self.model.guided, batch, config.guidance, config.companion, negative, predict)
+            return windows(make, window) if windowed else make()
+
+        mixes = [request.condition if isinstance(request.condition, Mix) else Mix(request.condition, {}, 0) for request in self.requests]
+        denoise = guided([mix.a for mix in mixes])
+        if any(isinstance(request.condition, Mix) for request in self.requests):
+            weight = torch.tensor([mix.weight for mix in mixes], device=self.device)
+            denoise = mixture(denoise, guided([mix.b for mix in mixes]), weight)
+        return denoise, learned.noise if learns else noise
+
+    def _batch(self, conditions: Sequence[Condition]) -> Batch:
+        """What the conditioner encodes."""
+        batch = batch_of(inputs_of(self.model, self.config, self.classes), conditions, self.classes, self.device)
+        return batch if self.conditioning_image is None else {**batch, "conditioning_image": self.conditioning_image}
+
+    def _read_images(self) -> None:
+        """The images of the requests, for a task and for a model that takes images, padded to what the network can take."""
+        images = [request.image for request in self.requests if request.image is not None]
+        if len(images) < len(self.requests):
+            raise UserError("this task or model works on an image: give --image FILE")
+        y = torch.stack([each.pixels for each in images]).to(self.device)
+        factor = 1 if self.task.needs_image or not self.model.conditioner.image else self.model.conditioner.image.downscale
+        masks = [each.pixels.new_ones(1, *(factor * n for n in y.shape[2:])) if each.mask is None else each.mask for each in images]
+        image, mask = self.task.canvas(y, torch.stack(masks).to(self.device))
+        self.size = (mask.shape[2], mask.shape[3])
+        padded_mask, ratio = padded_to(mask, self.multiple), mask.shape[3] // image.shape[3]
+        padded = padded_to(image, self.multiple // gcd(self.multiple, ratio))
+        if self.model.conditioner.image is not None:
+            self.conditioning_image = ConditioningImage(padded, padded_mask)
+        if self.task.needs_image:
+            self.given = self._given(images, y, image, mask, self.model.latents.to_latents(padded))
+
+    def _given(self, images: list[InputImage], y: Tensor, image: Tensor, mask: Tensor, z0: Tensor) -> TaskInput:
+        """What the task works on; y: as given, image and mask: at the size of the picture, z0 (B,C,h,w): latents of the padded image."""
+        latents = self.model.latents
+        latent_mask = F.max_pool2d(padded_to(mask, self.multiple), latents.autoencoder.factor)
+        seconds = [padded_to(each.second[None], self.multiple) for each in images if each.second is not None]
+        second_latents = latents.to_latents(torch.cat(seconds).to(self.device)) if seconds else None
+        weight = torch.tensor([each.weight for each in images], device=self.device)
+        source = self.model.conditional(self._batch([each.shows for each in images]))
+        return TaskInput(y, image, mask, z0, latent_mask, source, lambda z: cropped(latents.decode(z), self.size), second_latents, weight)
+
+
+def inputs_of(model: LatentDiffusion, config: SamplingConfig, classes: Sequence[str]) -> Mapping[str, Input]:
+    """What a picture may be asked to show: the conditioner's inputs, and a class where the guidance's classifier tells classes."""
+    if config.guidance.needs_labels and not model.conditioner.num_classes:
+        return {**model.conditioner.inputs, "class": ClassInput(len(classes))}
+    return model.conditioner.inputs
+
+
+def padded_to(x: Tensor, multiple: int) -> Tensor:
+    """x (B,C,H,W) with its last row and column repeated until both sides are multiples of `multiple`."""
+    height, width = (-side % multiple for side in x.shape[2:])
+    return F.pad(x, (0, width, 0, height), mode="replicate") if height or width else x
+
+
+def cropped(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Inverse of `padded_to`: the first rows and columns of x (B,C,H,W)."""
+    return x[..., : size[0], : size[1]]

@@ -1,0 +1,225 @@
+"""From what a user asks for, whoever passes it on, to requests: the command line and the Python API both begin here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from ldm.conditioning.values import checked, described
+from ldm.diffusion.schedule import Spacing
+from ldm.errors import UserError
+from ldm.interfaces import ClassInput, Condition, Guidance, Input, NumberInput, Sampler, Task, TextInput
+from ldm.latents.model import LatentDiffusion
+from ldm.model_folder import Loaded
+from ldm.sampling.inputs import ImageFormat, ImageLike, read_images
+from ldm.sampling.pipeline import inputs_of
+from ldm.sampling.request import InputImage, Mix, SampleRequest, SamplingConfig, SeedNoise, Slerp
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What a user asks for.  Nothing is asked for where a field is None or empty: the model's own choice then holds.
+
+    classes, prompts: taken in turn.  numbers: attributes by name.  negative, to_condition: a class or a prompt.  shows: what is to be
+    seen in `image`.  first: index of the first picture.
+    """
+
+    classes: Sequence[str | int] = ()
+    prompts: Sequence[str] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    negative: str | int | None = None
+    unconditional: bool = False
+    n: int | None = None
+    per_class: int = 0
+    first: int = 0
+    seed: int = 0
+    steps: int | list[float] | None = None
+    sampler: Sampler | None = None
+    guidance: Guidance | float | None = None
+    spacing: Spacing | None = None
+    size: tuple[int, int] | None = None
+    windows: bool | None = None
+    task: Task | None = None
+    image: ImageLike | None = None
+    mask: ImageLike | None = None
+    to_image: ImageLike | None = None
+    to_seed: int | None = None
+    to_condition: str | int | None = None
+    shows: str | int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Requests, how they are sampled, and sentences on what was derived or left out."""
+
+    requests: list[SampleRequest]
+    config: SamplingConfig
+    notes: list[str]
+
+
+def plan(loaded: Loaded, options: SampleOptions, default_n: int = 4) -> Plan:
+    """The requests of a user; a UserError for what contradicts itself or the model."""
+    model, names = loaded.model, loaded.card["classes"]
+    config = configured(loaded, options)
+    images, notes = _images(loaded, config, options)
+    inputs, film = inputs_of(model, config, names), len(images) > 1
+    if film and (options.n is not None or options.per_class):
+        given = options.per_class or options.n
+        raise UserError(f"{str(options.image)!r} has {len(images)} frames, each of which becomes a picture: leave the number {given} out")
+    count = len(images) if film else default_n if options.n is None else options.n
+    conditions = _conditions(model, inputs, names, options, count, bool(images))
+    walks = options.to_seed is not None or options.to_condition is not None or options.to_image is not None
+    spoken = bool(options.classes or options.prompts)
+    if (film or walks) and spoken and any(condition != conditions[0] for condition in conditions):
+        what = "the frames of a film" if film else "pictures that go from one to another"
+        raise UserError(f"{what} have one class or prompt, several were given: choose one")
+    negative = None if options.negative is None else as_condition(inputs, names, options.negative)
+    requests = []
+    for i, condition in enumerate(conditions):
+        image = images[i % len(images)] if images else None
+        request = SampleRequest(options.first + i, SeedNoise(options.seed, options.first + i), condition, negative, image)
+        requests.append(
+            _interpolated(request, options, inputs, names, conditions[0], _weight(i, len(conditions))) if film or walks else request
+        )
+    return Plan(requests, config, notes)
+
+
+def configured(loaded: Loaded, options: SampleOptions) -> SamplingConfig:
+    """The model's own sampling configuration with what the user chose."""
+    config = SamplingConfig.of(loaded.card)
+    chosen = {one.name: getattr(options, one.name) for one in fields(SamplingConfig) if hasattr(options, one.name)}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if isinstance(options.guidance, (int, float)):
+        if "scale" not in {one.name for one in fields(config.guidance)}:  # type: ignore[arg-type]
+            raise UserError(f"the model's guidance {type(config.guidance).__name__} has no scale: leave --guidance out")
+        chosen["guidance"] = replace(config.guidance, scale=float(options.guidance))  # type: ignore[type-var]
+    config = replace(config, **chosen)
+    loaded.model.denoiser.schedule.steps(config.steps, config.spacing)  # says now what is wrong with them
+    return config
+
+
+def as_condition(inputs: Mapping[str, Input], names: Sequence[str], wanted: str | int) -> Condition:
+    """A class or a prompt, whichever the model takes; of a model that takes both, a class where there is one of that name."""
+    kinds = {type(one): name for name, one in inputs.items()}
+    if TextInput in kinds and ClassInput in kinds:
+        try:
+            return checked(inputs, {kinds[ClassInput]: wanted}, names)
+        except UserError:
+            return {kinds[TextInput]: str(wanted)}
+    for kind in (ClassInput, TextInput):
+        if kind in kinds:
+            return checked(inputs, {kinds[kind]: wanted}, names)
+    if NumberInput in kinds:
+        return checked(inputs, parse_numbers(str(wanted)), names)
+    raise UserError(f"this model takes {described(inputs)}, {wanted!r} was asked for: leave it out")
+
+
+def parse_numbers(text: str) -> dict[str, str]:
+    """'age=30, dose=1.5' by name."""
+    found = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, sign, value = (piece.strip() for piece in part.partition("="))
+        if not sign or not name or not value:
+            raise UserError(f"{part!r} is no number with a name: give NAME=NUMBER, separated by commas")
+        found[name] = value
+    return found
+
+
+def classes_of(names: Sequence[str], wanted: Sequence[str], num: int, per_class: int) -> list[str | None]:
+    """One class per picture.  A wanted name that is the first part of several ("a" of "a/x", "a/y") stands for them in turn."""
+    groups = [[name for name in names if name.startswith(f"{w}/")] or [w] for w in wanted] if wanted else [[name] for name in names]
+    if not groups:
+        return [None] * num
+    if per_class:
+        return [group[i % len(group)] for group in groups for i in range(per_class)]
+    if not wanted:
+        return [names[i * len(names) // num] for i in range(num)]
+    return [groups[i % len(groups)][i // len(groups) % len(groups[i % len(groups)])] for i in range(num)]
+
+
+def image_format(loaded: Loaded) -> ImageFormat:
+    """What a model's images are."""
+    frames = loaded.model.denoiser.network.frames
+    window = loaded.card.get("window")
+    return ImageFormat(frames, loaded.model.latents.autoencoder.image_channels // frames, tuple(window) if window else None)
+
+
+def _images(loaded: Loaded, config: SamplingConfig, options: SampleOptions) -> tuple[list[InputImage], list[str]]:
+    """The images that the user gave, as the task or the model wants them."""
+    files: dict[str, Any] = {"mask": options.mask, "source-class": options.shows, "to-image": options.to_image}
+    if options.image is None:
+        for name, given in files.items():
+            if given is not None:
+                raise UserError(f"--{name} needs an image: give --image FILE")
+        return [], []
+    takes = loaded.model.conditioner.image
+    if config.task is None and takes is None:
+        raise UserError("an image was given, but nothing to do with it: choose a task, such as image-to-image with --strength 0.6")
+    if config.task is not None and takes is not None and takes.downscale > 1:
+        raise UserError(
+            f"this model makes its pictures from images {takes.downscale} times smaller and does nothing else: "
+            f"leave {type(config.task).__name__} out"
+        )
+    names, inputs = loaded.card["classes"], inputs_of(loaded.model, config, loaded.card["classes"])
+    shows = {} if options.shows is None else as_condition(inputs, names, options.shows)
+    if config.size is None:
+        size = None
+    else:
+        factor = config.task.downscale if config.task else takes.downscale if takes else 1
+        size = (config.size[0] // factor, config.size[1] // factor)
+    return read_images(options.image, image_format(loaded), options.mask, options.to_image, shows, size)
+
+
+def _conditions(
+    model: LatentDiffusion, inputs: Mapping[str, Input], names: Sequence[str], options: SampleOptions, count: int, has_image: bool
+) -> list[Condition]:
+    """What each picture shows: what was asked for, or all classes evenly spread; an image brings no class along."""
+    spread = bool(model.conditioner.num_classes) and not (options.unconditional or options.prompts or options.numbers or has_image)
+    wanted = [str(each).strip() for each in options.classes]
+    if options.unconditional and (wanted or options.prompts or options.numbers):
+        raise UserError("a condition was given together with --unconditional: leave one out")
+    if wanted or spread:
+        if wanted and not any(isinstance(one, ClassInput) for one in inputs.values()):
+            raise UserError(
+                f"a class was given ({wanted[0]!r}), but this model takes {described(inputs)}: use --prompt or --numbers, or leave it out"
+            )
+        labels = classes_of(names, wanted, count, options.per_class)
+    elif options.per_class:
+        raise UserError(f"per_class is {options.per_class}, but no classes were given and this model knows none: give --n instead")
+    else:
+        labels = [None] * count
+    if options.prompts and not model.conditioner.takes_text:
+        raise UserError(
+            f"a prompt was given ({options.prompts[0]!r}), but this model takes no text, it takes {described(inputs)}: "
+            "use --class or --numbers, or a model with the conditioner Text"
+        )
+    conditions: list[Condition] = []
+    for i, label in enumerate(labels):
+        condition: dict[str, Any] = {} if label is None else {"class": label}
+        if options.prompts:
+            condition["text"] = options.prompts[i % len(options.prompts)]
+        conditions.append(checked(inputs, {**condition, **options.numbers}, names))
+    return conditions
+
+
+def _interpolated(
+    request: SampleRequest, options: SampleOptions, inputs: Mapping[str, Input], names: Sequence[str], condition: Condition, weight: float
+) -> SampleRequest:
+    """A picture of a film or on a way: one condition, and one noise unless the way is that from image to image."""
+    noise: SeedNoise | Slerp = request.noise  # type: ignore[assignment]
+    walks = options.to_seed is not None or options.to_condition is not None or options.to_image is not None
+    if options.to_seed is not None:
+        noise = Slerp(SeedNoise(options.seed, 0), SeedNoise(options.to_seed, 0), weight)
+    elif options.to_condition is not None or not walks:
+        noise = SeedNoise(options.seed, 0)
+    image = request.image
+    if image is not None and options.to_image is not None:  # the noise that makes an image under a condition is found under that
+        image = replace(image, weight=weight, shows=image.shows or condition)
+    wanted: Condition | Mix = condition
+    if options.to_condition is not None:
+        wanted = Mix(condition, as_condition(inputs, names, options.to_condition), weight)
+    return replace(request, noise=noise, condition=wanted, image=image)
+
+
+def _weight(i: int, n: int) -> float:
+    """Weight of the second of two ends in picture i of n."""
+    return 0.5 if n == 1 else i / (n - 1)

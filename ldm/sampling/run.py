@@ -1,0 +1,179 @@
+"""A plan becomes pictures in a folder: chunk by chunk, each written as soon as it is made."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.autoencoder.tiling import Tiled
+from ldm.data.films import VIDEO, timing_of, write_film
+from ldm.data.transforms import grid
+from ldm.errors import Stopped, UserError
+from ldm.frames import strip
+from ldm.latents.model import LatentDiffusion
+from ldm.model_folder import Loaded, write_atomically
+from ldm.ranges import to_uint8
+from ldm.sampling.job import OutputFolder
+from ldm.sampling.pipeline import CHUNK_SIZE, chunks, generate
+from ldm.sampling.plan import Plan
+from ldm.sampling.request import SampleRequest
+from ldm.sampling.settings import settings_of
+from ldm.sampling.watermark import SMALLEST, mark
+from ldm.sampling.writer import frames_in, picture_path, png, write_trajectory
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """How pictures are made and stored, without a change to what they show (chunk_size, precision: their last bits; tile: hardly).
+
+    trajectory: so many images of how each picture comes about.  tile: px of the tiles in which large images are encoded and decoded.
+    columns: of grid.png.  preview: write preview.png after every step.
+    """
+
+    overwrite: bool = False
+    watermark: bool = True
+    trajectory: int = 0
+    preview: bool = False
+    columns: int = 0
+    tile: int = 0
+    chunk_size: int = CHUNK_SIZE
+    precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        for name, least in (("trajectory", 0), ("columns", 0), ("tile", 0), ("chunk_size", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}; allowed is {least} or more")
+        if self.precision not in ("32-true", "bf16-mixed", "16-mixed"):
+            raise UserError(f"precision is {self.precision}; allowed are 32-true, bf16-mixed and 16-mixed")
+
+
+class Job:
+    """The pictures of a plan that are not in a folder yet."""
+
+    def __init__(self, loaded: Loaded, plan: Plan, folder: Path, output: OutputConfig) -> None:
+        self.loaded, self.plan, self.output, self.model = loaded, plan, output, loaded.model
+        self.folder = OutputFolder(folder, self.settings, output.overwrite)
+        self.frames = self.model.denoiser.network.frames
+        self.chunk_size = max(1, output.chunk_size // self.frames)
+        self.pending = self.folder.pending(plan.requests)
+        self.done = 0
+
+    def settings(self, request: SampleRequest) -> dict[str, Any]:
+        """What the picture of a request says of itself."""
+        output = self.output
+        extra: dict[str, Any] = {"watermark": output.watermark, "chunk_size": output.chunk_size}
+        extra |= {"tile": output.tile} if output.tile else {}
+        extra |= {"precision": output.precision} if output.precision != "32-true" else {}
+        return settings_of(request, self.plan.config, self.loaded.sha256, extra)
+
+    def make(self, requests: Sequence[SampleRequest], on_step: Callable[[float], Any], preview: bool = False) -> None:
+        """Make and write these pictures; on_step gets how many pictures each step is worth."""
+        for some in chunks(requests, self.chunk_size):
+            seen = list[Tensor]()
+
+            def watch(z0: Tensor, seen: list[Tensor] = seen, count: int = len(some)) -> None:
+                if self.output.trajectory:
+                    seen.append(z0[:count])
+                if preview:
+                    self._preview(z0[:count])
+
+            step = partial(on_step, len(some) / self.plan.config.num_steps)
+            with self._autocast():
+                pictures = generate(self.model, some, self.plan.config, self.loaded.card["classes"], self.chunk_size, step, watch)
+            for i, (request, picture) in enumerate(zip(some, pictures, strict=True)):
+                self._write(request, picture, [z0[i] for z0 in seen])
+
+    def finish(self) -> None:
+        """Manifest, grid, and of a film the film."""
+        self.folder.finish(self.plan.requests, self.output.columns)
+
+    def _write(self, request: SampleRequest, picture: Tensor, trajectory: list[Tensor]) -> None:
+        if not torch.isfinite(picture).all():
+            raise UserError(
+                f"picture {request.index} is not finite, nothing was written for it: lower --guidance, use --precision 32-true, "
+                "or, if that does not help, train the model again"
+            )
+        frames = list(to_uint8(picture).cpu().unflatten(0, (self.frames, -1)))
+        marked = [mark(frame) for frame in frames] if self.output.watermark and min(frames[0].shape[1:]) >= SMALLEST else frames
+        if trajectory:
+            places = torch.linspace(0, len(trajectory) - 1, self.output.trajectory).round().long().tolist()
+            shown = self.model.latents.to_images(torch.stack([trajectory[place] for place in places])).clamp(-1, 1)
+            write_trajectory(picture_path(self.folder.folder, request.index), to_uint8(shown), self.frames)
+        self.folder.write(request, marked)
+        self.done += 1
+
+    def _preview(self, z0: Tensor) -> None:
+        images = strip(to_uint8(self.model.latents.to_images(z0).clamp(-1, 1)), self.frames)
+        write_atomically(self.folder.folder / "preview.png", png(grid(images, 1 if self.frames > 1 else 4)))
+
+    def _autocast(self) -> Any:
+        kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.output.precision)
+        return nullcontext() if kind is None else torch.autocast(self.model.latents.shift.device.type, kind)
+
+
+def tiled(model: LatentDiffusion, tile: int) -> LatentDiffusion:
+    """The model with an autoencoder that works tile by tile, where tile (px) is not 0."""
+    if tile:
+        latents = model.latents
+        factor = latents.autoencoder.factor
+        latents.autoencoder = Tiled(latents.autoencoder, tile, max(1, tile // 4 // factor) * factor)
+    return model
+
+
+def run(job: Job) -> None:
+    """All pending pictures on the model's device, with a progress bar; a signal ends it after the picture in work."""
+    with stopping() as stopped, tqdm(total=len(job.pending), desc="Sampling", unit="img") as bar:
+        bar.bar_format = "{l_bar}{bar}| {n:.4g}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
+        for some in chunks(job.pending, job.chunk_size):
+            job.make(some, bar.update, job.output.preview)
+            bar.n = job.done
+            bar.refresh()
+            if stopped and job.done < len(job.pending):
+                job.finish()
+                there = len(job.plan.requests) - len(job.pending) + job.done
+                raise Stopped(
+                    stopped[0],
+                    f"stopped, {there} of {len(job.plan.requests)} pictures are in {job.folder.folder}; the same command makes the rest",
+                )
+
+
+@contextmanager
+def stopping() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; the second one of a kind ends the process as usual."""
+    received = list[int]()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers: a notebook's kernel, a server
+        yield received
+        return
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def write_animation(job: Job, source: str) -> list[str]:
+    """Where `source`, the image of the plan, is a film: its pictures as one, at its pace; sentences on what was not kept."""
+    requests, film = job.plan.requests, Path(source)
+    if len({str(request.image and request.image.facts) for request in requests}) < 2:
+        return []
+    pictures = [frame for request in requests for frame in frames_in(picture_path(job.folder.folder, request.index), job.frames)]
+    timing, suffix = timing_of(film), ".mp4" if film.suffix.lower() in VIDEO else ".webp"
+    note = write_film(pictures, job.folder.folder / f"animation{suffix}", timing.milliseconds, timing.loop or 0, timing.sound)
+    return [] if note is None else [note]

@@ -1,0 +1,51 @@
+"""Pictures into files: one PNG per picture with its settings inside, films of clips and of how a picture came about."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from ldm.data.films import write_film
+from ldm.data.transforms import as_image, grid, read_pixels
+from ldm.frames import strip
+from ldm.model_folder import write_atomically
+from ldm.sampling.settings import TEXT_KEY, to_json
+
+
+def picture_path(folder: Path, index: int) -> Path:
+    """Where picture `index` is."""
+    return folder / f"{index}.png"
+
+
+def png(pixels: Tensor, settings: Mapping[str, Any] | None = None) -> bytes:
+    """A PNG file of pixels uint8 (C,H,W), with settings as a text chunk before the pixels."""
+    info, data = PngInfo(), io.BytesIO()
+    if settings is not None:
+        info.add_text(TEXT_KEY, to_json(settings))
+    as_image(pixels).save(data, format="PNG", pnginfo=info)
+    return data.getvalue()
+
+
+def write_picture(path: Path, frames: list[Tensor], settings: Mapping[str, Any]) -> None:
+    """The picture of frames uint8 (C,H,W), side by side; those of a clip also one after the other in `<index>.webp`."""
+    if len(frames) > 1:
+        write_film([as_image(frame) for frame in frames], path.with_suffix(".webp"))
+    write_atomically(path, png(torch.cat(frames, dim=-1), settings))
+
+
+def write_trajectory(path: Path, steps: Tensor, frames: int) -> None:
+    """How a picture came about, beside it: `<index>-steps.png`, steps uint8 (K,C,H,W) side by side, and `<index>.gif`."""
+    shown = strip(steps, frames)
+    write_atomically(path.with_name(f"{path.stem}-steps.png"), png(grid(shown, len(shown))))
+    images = [as_image(step) for step in shown]
+    write_film([*images, *images[-1:] * 5], path.with_suffix(".gif"), 150)
+
+
+def frames_in(path: Path, frames: int) -> list[Image.Image]:
+    """The frames of a picture of ours, which are side by side in it."""
+    return [as_image(frame) for frame in read_pixels(path).chunk(frames, dim=-1)]
