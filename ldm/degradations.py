@@ -10,16 +10,59 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.interfaces import Buildable
+from ldm.ranges import to_float, to_uint8
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
 
 
+TOLERANCE = 0.4 / 127.5  # of a level in 255, about what rounding to levels changes
+POWER_ITERATIONS = 12
+
+
 class Degradation(Buildable, ABC):
-    factor: int = 1  # by which it became smaller
+    """A linear map of images that loses something."""
+
+    factor: int = 1  # by which the image became smaller
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
         """x (B,3,H,W) -> (B,3,H/factor,W/factor)."""
+
+    def measured(self, y: Tensor) -> Tensor:
+        """What is taken for the outcome of this degradation where a user gave y: y itself, if it can be one."""
+        return y
+
+    def fit(self, x: Tensor, y: Tensor, iterations: int = 20) -> Tensor:
+        """The picture in [-1,1] near x (B,3,H,W) whose degradation is y, as far as there is one.
+
+        Accelerated projected gradients on |A x - y|^2 (FISTA, doi:10.1137/080716542), which move x only in what A sees; they end where no
+        value misses y by more than `TOLERANCE`.
+        """
+        step, ahead, momentum = 1 / self._norm(x), x, 1.0
+        for _ in range(iterations):
+            residual = y - self(ahead)
+            residual = residual - residual.clamp(-TOLERANCE, TOLERANCE)  # y was rounded: less would be made of its rounding
+            if not residual.any():
+                return ahead
+            x, before = (ahead + step * self._adjoint(x, residual)).clamp(-1, 1), x
+            momentum, last = (1 + (1 + 4 * momentum**2) ** 0.5) / 2, momentum
+            ahead = (x + (last - 1) / momentum * (x - before)).clamp(-1, 1)
+        return x
+
+    def _adjoint(self, x: Tensor, u: Tensor) -> Tensor:
+        """A^T u, of the shape of x."""
+        with torch.enable_grad():
+            zero = torch.zeros_like(x, requires_grad=True)
+            return torch.autograd.grad(self(zero), zero, u)[0]
+
+    def _norm(self, x: Tensor) -> float:
+        """The largest eigenvalue of A^T A, by power iteration from a flat and a rough image."""
+        v = 1 + torch.linspace(-1, 1, x[0].numel(), device=x.device, dtype=x.dtype).mul(1e3).sin().view(1, *x.shape[1:])
+        for _ in range(POWER_ITERATIONS):
+            v = self._adjoint(v, self(v))
+            norm = float(v.norm())
+            v = v / norm
+        return 1.02 * norm
 
 
 @dataclass(frozen=True)
@@ -63,5 +106,27 @@ class Grayscale(Degradation):
 
     def __call__(self, x: Tensor) -> Tensor:
         frames = x.unflatten(1, (-1, min(3, x.shape[1])))
-        luma = (frames * x.new_tensor(LUMA).view(3, 1, 1)).sum(2, keepdim=True)
-        return luma.expand_as(frames).flatten(1, 2)
+        return _luma(frames).expand_as(frames).flatten(1, 2)
+
+    def measured(self, y: Tensor) -> Tensor:
+        """The luma of a picture that is not grey."""
+        return self(y)
+
+    def fit(self, x: Tensor, y: Tensor, iterations: int = 1) -> Tensor:
+        """The colours of x with the luma of y: less of them where they would leave [-1,1], in 8 bits so that the luma is exact."""
+        frames, luma = x.unflatten(1, (-1, min(3, x.shape[1]))), y.unflatten(1, (-1, min(3, y.shape[1])))
+        if frames.shape[2] < 3:
+            return y
+        colour = frames - _luma(frames)
+        room = torch.where(colour > 0, 1 - luma, 1 + luma) / colour.abs().clamp(min=1e-6)
+        levels = to_uint8(luma + room.amin(2, keepdim=True).clamp(0, 1) * colour).float()
+        wanted = to_uint8(luma[:, :, :1]).float()
+        for channel in (1, 0, 2):  # green, red, blue: the change of one level of each is smaller than that before
+            missing = ((wanted - _luma(levels)) / LUMA[channel]).round()
+            levels[:, :, channel : channel + 1] = (levels[:, :, channel : channel + 1] + missing).clamp(0, 255)
+        return to_float(levels).flatten(1, 2)
+
+
+def _luma(frames: Tensor) -> Tensor:
+    """(B,T,1,H,W) of RGB frames (B,T,3,H,W); grey ones are their own."""
+    return (frames * frames.new_tensor(LUMA).view(3, 1, 1)).sum(2, keepdim=True)

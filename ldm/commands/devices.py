@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from ldm.commands.lightning import quiet
 from ldm.errors import UserError
+from ldm.sampling.pipeline import chunks
 from ldm.sampling.run import Job
 
 
@@ -20,7 +21,8 @@ class Sampling(L.LightningModule):
         self.model, self.job, self.bar = job.model, job, bar
 
     def predict_step(self, batch: list[int], batch_idx: int) -> None:
-        self.job.make([self.job.pending[position] for position in batch], lambda share: self.bar.update(share * self.trainer.world_size))
+        for some in chunks([self.job.pending[position] for position in batch], self.job.chunk_size):
+            self.job.make(some, lambda share: self.bar.update(share * self.trainer.world_size))
 
 
 def run_on_devices(job: Job, options: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from ldm.callbacks.power_ema import reconstruct, stored
 from ldm.commands.evaluate import measure, open_images
 from ldm.commands.likelihood import shown_in
 from ldm.commands.options import DEVICE, Option, number, numbers, parse, path, whole
+from ldm.commands.shorten import IMAGES, limit
 from ldm.data.datasets import Images
 from ldm.errors import UserError
 from ldm.interfaces import Autoencoder, Features
@@ -57,6 +58,7 @@ def ema(
 ) -> int:  # fmt: skip
     """Make a model folder with an average of another length, of what a run with -c trainer/power-ema.yaml stored."""
     place = device_of(device)
+    n = IMAGES if limit() is not None else n
     if (std is None) == (reference is None):
         raise UserError("give either --std, or --reference to choose the best of the candidates by")
     loaded, averages = model_folder.load(Path(run) / "model"), Path(run) / "averages"

@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.commands.options import DEVICE, Option, parse, path, whole
+from ldm.commands.shorten import IMAGES, limit
 from ldm.data.datasets import DigitImages, EmojiImages, FolderImages, Images
 from ldm.errors import UserError
 from ldm.interfaces import Features
@@ -84,6 +85,7 @@ def open_images(source: str, size: int) -> Images:
 def measure(network: Features, images: Images, batch_size: int, device: torch.device) -> Tensor:
     """Features (N,D) of all images."""
     count = len(images.files) if isinstance(images, FolderImages) else len(images)
+    count = min(count, IMAGES) if limit() is not None else count
     found = []
     with tqdm(total=count, desc="Measuring", unit="img") as bar:
         for start in range(0, count, batch_size):

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ldm.commands.evaluate import open_images
 from ldm.commands.options import DEVICE, Option, parse, path, whole
+from ldm.commands.shorten import at_most
 from ldm.conditioning.values import batch_of, condition_of
 from ldm.data.datasets import Record
 from ldm.diffusion.guidance import CFG
@@ -52,6 +53,7 @@ def likelihood(
     ready = load(model, device)
     loaded, network, place = ready.loaded, ready.network, ready.device
     latents, schedule = network.latents, network.denoiser.schedule
+    n, steps, ode_steps = (at_most(value) for value in (n, steps, ode_steps))
     latents.require_measured()
     if network.conditioner.image is not None:
         raise UserError("this model makes pictures from images: a likelihood is computed of models of classes, texts or nothing")

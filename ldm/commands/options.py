@@ -5,6 +5,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import yaml
@@ -18,7 +19,7 @@ WIDTH = 118  # columns of a help page
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a command.
+    """One option of a command; without help it is one that earlier versions had.
 
     name: `--size`, or `model` for an argument without a name.  type: text -> value, a UserError where it is none; `switch`: it takes no
     value.  base: the kind of part that it names, whose arguments are given as `--sampler.eta 1`.  old: spellings of earlier versions.
@@ -258,7 +259,8 @@ def _parser(command: str, description: str, options: Sequence[Option], example: 
         if option.type is switch:
             group.add_argument(option.name, help=option.help, default=None, action=argparse.BooleanOptionalAction)
         elif option.name.startswith("-"):
-            group.add_argument(option.name, help=option.help, metavar=option.metavar or option.key.upper().split("_")[-1])
+            metavar = option.metavar or option.key.upper().split("_")[-1]
+            group.add_argument(option.name, help=option.help or argparse.SUPPRESS, metavar=metavar)
         else:
             group.add_argument(option.key, nargs="?", help=option.help, metavar=option.metavar or option.key.upper())
             parser.add_argument(f"--{option.key}", dest=f"{option.key} by name", help=argparse.SUPPRESS)
@@ -274,6 +276,5 @@ def _refuse(argument: str, options: Sequence[Option]) -> NoReturn:
     name = argument.split("=")[0]
     if not name.startswith("-"):
         raise UserError(f"{argument!r} belongs to no option: put values right behind their option, and text with spaces in quotes")
-    raise UserError(
-        f"there is no option {name}: the nearest are {nearest(name, [option.name for option in options if option.name[0] == '-'], 3)}"
-    )
+    close = get_close_matches(name, [option.name for option in options if option.name.startswith("-")], n=3, cutoff=0.5)
+    raise UserError(f"there is no option {name}" + (f": did you mean {' or '.join(close)}?" if close else " (see --help)"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.commands.options import DEVICE, Option, number, numbers, one_of, parse, path, size, switch, warn, whole
+from ldm.commands.shorten import at_most, limit
 from ldm.degradations import Downscale, GaussianBlur, Grayscale
 from ldm.diffusion.samplers import RePaint
 from ldm.errors import UserError
@@ -13,6 +14,7 @@ from ldm.latents.model import LatentDiffusion
 from ldm.sampling.model import Model, load
 from ldm.sampling.pipeline import CHUNK_SIZE
 from ldm.sampling.plan import Plan, SampleOptions, parse_numbers
+from ldm.sampling.request import SamplingConfig
 from ldm.sampling.run import Job, OutputConfig, run, tiled, write_animation
 from ldm.sampling.tasks import Between, Edit, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Style
 
@@ -74,7 +76,7 @@ OPTIONS = [
     Option("--image", "file, folder of frames, or film (GIF, WebP, MP4), which is done frame by frame with one noise", path, None, "FILE", IMAGE),
     Option("--strength", "how much is made anew, 0 (nothing) to 1 (all); default: 0.6", number, None, "S", IMAGE),
     Option("--mask", "inpaint: its white part is made anew, the rest stays", path, None, "FILE", IMAGE),
-    Option("--repaint", "do each step so many times, so that what is made anew fits the rest better (5 to 10)", whole(1), 1, "N", IMAGE),
+    Option("--repaint", "do each step so many times, so that what is made anew fits the rest better (5 to 10)", whole(1), None, "N", IMAGE),
     Option("--outpaint", "px to add on the left, right, top and bottom", sides, None, "L,R,T,B", IMAGE),
     Option("--source-class", "edit: what the image shows; it is turned into --class or --prompt", str, None, "NAME", IMAGE, old=("--edit", "--shows")),
     Option("--upscale", "picture so many times larger, of which the image is a small version", whole(-(2**31)), None, "N", IMAGE),
@@ -98,8 +100,8 @@ OPTIONS = [
     Option("--num-nodes", "how many machines with as many devices each", whole(1), 1, "N", MACHINE, old=("--trainer.num_nodes",)),
     Option("--strategy", "of Lightning, for several devices: auto, ddp", str, "auto", "NAME", MACHINE, old=("--trainer.strategy",)),
     Option("--precision", "32-true, bf16-mixed, 16-mixed", one_of("32-true", "bf16-mixed", "16-mixed"), "32-true", "P", MACHINE, old=("--trainer.precision",)),
-    Option("--chunk-size", f"pictures per network call, {CHUNK_SIZE}; another number rounds differently", whole(1), CHUNK_SIZE, "N", MACHINE, old=("--lanes",)),
-    Option("--batch-size", "has no meaning any more", str, None, "N", MACHINE),
+    Option("--chunk-size", f"pictures per network call; default: 1 on a CPU, else {CHUNK_SIZE}; another number rounds differently", whole(1), None, "N", MACHINE, old=("--lanes",)),
+    Option("--batch-size", "", str, None, "N", MACHINE),
     Option("--trusted", "packages beside ldm whose classes the model may name", words, [], "NAMES", MACHINE),
 ]  # fmt: skip
 
@@ -108,7 +110,7 @@ TASKS: dict[str, Callable[[Any, dict[str, float]], Task]] = {
     "task": lambda task, strength: task,
     "to_image": lambda _, strength: Between(),
     "mask": lambda _, strength: Inpaint(**strength),
-    "outpaint": lambda sides, strength: Outpaint(strength.get("strength", 1.0), *sides),
+    "outpaint": lambda px, strength: Outpaint(**strength, left=px[0], right=px[1], top=px[2], bottom=px[3]),
     "source_class": lambda _, strength: Edit(**strength),
     "upscale": lambda factor, _: Restore(Downscale(factor)),
     "deblur": lambda px, _: Restore(GaussianBlur(px)),
@@ -143,7 +145,7 @@ def task_of(values: dict[str, Any], model: LatentDiffusion) -> Task | None:
 def options_of(values: dict[str, Any], model: LatentDiffusion) -> SampleOptions:
     """What the command line asks for, in the words of the Python API."""
     task, sampler = task_of(values, model), values["sampler"]
-    if values["repaint"] > 1:
+    if values["repaint"] is not None:
         if values["mask"] is None and values["outpaint"] is None:
             raise UserError("--repaint means nothing without --mask or --outpaint: leave it out")
         sampler = RePaint(times=values["repaint"]) if sampler is None else RePaint(sampler, values["repaint"])
@@ -213,5 +215,8 @@ def main(command: str, arguments: list[str]) -> int:
     if values["batch_size"] is not None:
         warn("--batch-size is ignored: each picture is written as soon as it is made")
     model = load(values["model"], values["device"], values["trusted"])
+    if limit() is not None:
+        steps = at_most(SamplingConfig.of(model.loaded.card).steps if values["steps"] is None else values["steps"])
+        values |= {"steps": steps, "n": at_most(values["n"]), "per_class": at_most(values["per_class"])}
     output = output_of(values)
     return make(model, model.plan(options_of(values, model.network)), values, output)

@@ -13,6 +13,7 @@ from ldm import registry
 from ldm.callbacks.checkpoints import Stopped
 from ldm.commands.configs import find_configs
 from ldm.commands.lightning import PARSER, plain_errors, quiet
+from ldm.commands.shorten import IMAGES, limit, training_options
 from ldm.data.module import ImageData
 from ldm.errors import UserError
 from ldm.stages.autoencoder import AutoencoderStage
@@ -39,7 +40,7 @@ def parse(arguments: list[str]) -> CLI:
             save_config_kwargs={"overwrite": True},
             parser_kwargs={**PARSER, "prog": "ldm", "usage": "ldm COMMAND [-c FILE ...] [--OPTION VALUE ...]"},
             run=False,
-            args=find_configs(arguments),
+            args=[*find_configs(arguments), *training_options()],
             seed_everything_default=0,
         )
 
@@ -110,6 +111,9 @@ def main(command: str, arguments: list[str]) -> int:
     try:
         cli = parse(arguments)
         require_writable(Path(cli.trainer.default_root_dir))
+        if limit() is not None:
+            for images in cli.datamodule.sets:
+                del images.indices[IMAGES:]
         if (precision := str(cli.trainer.precision)).endswith("-true") and precision != "32-true":
             raise UserError(f"trainer.precision is {precision}; allowed are 32-true, bf16-mixed and 16-mixed")
         if command == "fit":

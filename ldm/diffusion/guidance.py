@@ -36,6 +36,8 @@ class Pairwise(Guidance):
         """(conditional, null) -> guided, each (B,C,h,w); made anew for every batch, as it may remember the steps before."""
 
     def guide(self, predict: Predict, cond: Cond, null: Cond, companion: Denoise | None = None) -> Denoise:
+        if companion is None and cond.equals(null):  # without a condition there is nothing to guide to: half the calls
+            return lambda x, sigma: predict(x, sigma, cond)
         both, mix = cond.stack(null), self.start()
 
         def pair(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

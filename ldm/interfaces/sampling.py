@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ldm.interfaces.core import Buildable, Denoise, Noise
-from ldm.interfaces.diffusion import NoiseSchedule
+from ldm.interfaces.diffusion import NoiseSchedule, Sampler
 
 
 class TaskInput(NamedTuple):
@@ -18,7 +18,8 @@ class TaskInput(NamedTuple):
     latents: Tensor  # (B,C,h,w) of the image, padded to what the model can take
     latent_mask: Tensor  # (B,1,h,w), 1 where a latent is to be made anew: it stays only if all of its pixels do
     source_denoise: Denoise  # D without guidance, for what the image shows
-    decode: Callable[[Tensor], Tensor]  # latents -> images (B,3,H,W), with gradients
+    decode: Callable[[Tensor], Tensor]  # latents -> images (B,3,H,W)
+    encode: Callable[[Tensor], Tensor]  # images (B,3,H,W) -> latents
     second_latents: Tensor | None = None  # (B,C,h,w) of a second image
     weight: Tensor | None = None  # (B,) of it
 
@@ -30,6 +31,12 @@ class Task(Buildable):
     """
 
     needs_image: bool = False
+    one_picture: bool = False  # no noise decides what comes out, so that n pictures would be the same
+    whole: int = 1  # how many times larger than the training's a picture may be before it is made of windows
+
+    def sampler(self, own: Sampler) -> Sampler:
+        """What it is sampled with unless the user chooses; own: the model's."""
+        return own
 
     @property
     def downscale(self) -> int:

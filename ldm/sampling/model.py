@@ -1,6 +1,6 @@
 """The Python API: a trained model, ready to sample.  The command line does nothing else."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,10 @@ from ldm.interfaces import Denoiser, Guidance, Sampler
 from ldm.latents.model import LatentDiffusion
 from ldm.ranges import to_uint8
 from ldm.sampling.inputs import ImageLike, read_images
-from ldm.sampling.pipeline import CHUNK_SIZE, chunks, generate
+from ldm.sampling.pipeline import default_chunk_size, each_chunk, generate
 from ldm.sampling.plan import Plan, SampleOptions, image_format, plan
+from ldm.sampling.request import SampleRequest
+from ldm.sampling.run import BAR
 from ldm.sampling.settings import settings_of
 from ldm.sampling.tasks import Between, ImageToImage, Inpaint, Outpaint, Restore
 from ldm.sampling.writer import png
@@ -213,23 +215,25 @@ class Model:
     def _make(self, chosen: dict[str, Any], arguments: SampleArguments) -> Pictures:
         known = {**arguments}
         progress, callback = known.pop("progress", True), known.pop("callback", None)
-        chunk_size: Any = known.pop("chunk_size", CHUNK_SIZE)
+        chunk_size: Any = known.pop("chunk_size", None) or default_chunk_size(self.device)
         made = self.plan(options_of({**chosen, **known}))
-        return Pictures(list(self._pictures(made, chunk_size, bool(progress), callback)))  # type: ignore[arg-type]
+        return Pictures(self._pictures(made, chunk_size, bool(progress), callback))  # type: ignore[arg-type]
 
-    def _pictures(self, made: Plan, chunk_size: int, progress: bool, callback: Callback | None) -> Iterator[Picture]:
-        share = 1 / made.config.num_steps
-        with tqdm(total=len(made.requests), desc="Sampling", unit="img", disable=not progress) as bar:
-            for some in chunks(made.requests, chunk_size):
+    def _pictures(self, made: Plan, chunk_size: int, progress: bool, callback: Callback | None) -> list[Picture]:
+        extra, chunk_size = {"chunk_size": chunk_size}, max(1, chunk_size // self.network.denoiser.network.frames)
+        with tqdm(total=len(made.requests), desc="Sampling", unit="img", bar_format=BAR, disable=not progress) as bar:
 
-                def watch(z0: Tensor, count: int = len(some)) -> None:
+            def make(some: list[SampleRequest]) -> list[Picture]:
+                def watch(z0: Tensor) -> None:
                     if callback is not None:
-                        callback(bar.n, (self.network.latents.to_images(z0[:count]).clamp(-1, 1) + 1) / 2)
+                        callback(bar.n, (self.network.latents.to_images(z0[: len(some)]).clamp(-1, 1) + 1) / 2)
 
-                step = partial(bar.update, share * len(some))
-                pictures = generate(self.network, some, made.config, self.classes, chunk_size, step, watch)
-                for request, picture in zip(some, to_uint8(pictures).cpu(), strict=True):
-                    yield Picture(picture, settings_of(request, made.config, self.loaded.sha256, {"chunk_size": chunk_size}))
+                step = partial(bar.update, len(some) / made.config.num_steps)
+                pictures = to_uint8(generate(self.network, some, made.config, self.classes, chunk_size, step, watch)).cpu()
+                settings = [settings_of(request, made.config, self.loaded.sha256, extra) for request in some]
+                return [Picture(*both) for both in zip(pictures, settings, strict=True)]
+
+            return [picture for part in each_chunk(self.network, made.requests, chunk_size, make) for picture in part]
 
 
 def load(model: str | Path, device: str = "auto", trusted: Sequence[str] = ()) -> Model:

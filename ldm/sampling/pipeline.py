@@ -3,11 +3,13 @@
 noise -> schedule.prior -> sampler(task(guidance(denoiser, cond, null))) -> latents.to_images
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import groupby, islice
 from math import gcd
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +22,14 @@ from ldm.latents.model import LatentDiffusion
 from ldm.sampling.request import InputImage, Mix, SampleRequest, SamplingConfig
 from ldm.sampling.wrappers import LearnedNoise, mixture, windows
 
-CHUNK_SIZE = 8  # pictures per network call, the last call padded: arithmetic of another batch size rounds differently
+CHUNK_SIZE = 8  # pictures per network call on a GPU, the last call padded: arithmetic of another batch size rounds differently
+SMALL = 32 * 32  # positions of a picture's latents up to which several threads make a picture hardly sooner than one
+
+Result = TypeVar("Result")
 
 
+@torch.inference_mode(False)  # a task or a guidance may need gradients
+@torch.no_grad()
 def generate(
     model: LatentDiffusion, requests: Sequence[SampleRequest], config: SamplingConfig, classes: Sequence[str] = (),
     chunk_size: int = CHUNK_SIZE, on_step: Callable[[], Any] = lambda: None, on_denoised: Callable[[Tensor], Any] = lambda z0: None,
@@ -37,6 +44,41 @@ def generate(
         padded = some + some[-1:] * (chunk_size - len(some))
         made.append(_Chunk(model, padded, config, classes).generate(on_step, on_denoised)[: len(some)])
     return torch.cat(made)
+
+
+def default_chunk_size(device: torch.device) -> int:
+    """One picture per network call on a CPU, which gains nothing from more; CHUNK_SIZE elsewhere."""
+    return 1 if device.type == "cpu" else CHUNK_SIZE
+
+
+def each_chunk(
+    model: LatentDiffusion, requests: Sequence[SampleRequest], chunk_size: int, make: Callable[[list[SampleRequest]], Result]
+) -> Iterator[Result]:
+    """make(chunk) for all chunks, in order.
+
+    On a CPU small pictures are made side by side, each by one thread: as fast as one after the other by all threads, and their bits do
+    not depend on how many threads there are.
+    """
+    latents = model.latents
+    small = latents.size.prod() * model.denoiser.network.frames <= SMALL
+    if not (small and chunk_size == 1 and latents.shift.device.type == "cpu"):
+        yield from map(make, chunks(requests, chunk_size))
+        return
+    threads, waiting = torch.get_num_threads(), deque[Future[Result]]()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                for some in chunks(requests, 1):
+                    waiting.append(pool.submit(make, some))
+                    if len(waiting) > threads:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:  # also where the caller wants no more: what is in work ends, what waits does not begin
+                pool.shutdown(cancel_futures=True)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def chunks(requests: Sequence[SampleRequest], chunk_size: int) -> Iterator[list[SampleRequest]]:
@@ -65,8 +107,6 @@ class _Chunk:
             self._read_images()
         self.shape = model.latents.shape_of(self.size, model.denoiser.network.multiple)
 
-    @torch.inference_mode(False)  # a task or a guidance may need gradients
-    @torch.no_grad()
     def generate(self, on_step: Callable[[], Any], on_denoised: Callable[[Tensor], Any]) -> Tensor:
         """Algorithm 2 of arXiv:2006.11239 with any sampler: noise, then step by step what D(x, sigma) says, then pixels."""
         schedule, latents = self.model.denoiser.schedule, self.model.latents
@@ -95,7 +135,7 @@ class _Chunk:
     def _denoiser(self, sigmas: Tensor, noise: Noise) -> tuple[Denoise, Noise]:
         """D for what the pictures are to show, and the noise of the sampler's steps."""
         config, network, window = self.config, self.model.denoiser.network, self.model.latents.shape_of(None)
-        larger = self.shape[0] > window[0] or self.shape[1] > window[1]
+        larger = any(side > self.task.whole * trained for side, trained in zip(self.shape, window, strict=True))
         windowed = config.windows and larger and not network.concat_channels
         learns = network.learn_variance and config.sampler.ancestral and not windowed
         learned = LearnedNoise(self.model.denoiser, sigmas, noise)
@@ -144,7 +184,14 @@ class _Chunk:
         second_latents = latents.to_latents(torch.cat(seconds).to(self.device)) if seconds else None
         weight = torch.tensor([each.weight for each in images], device=self.device)
         source = self.model.conditional(self._batch([each.shows for each in images]))
-        return TaskInput(y, image, mask, z0, latent_mask, source, lambda z: cropped(latents.decode(z), self.size), second_latents, weight)
+
+        def decode(z: Tensor) -> Tensor:
+            return cropped(latents.decode(z), self.size)
+
+        def encode(x: Tensor) -> Tensor:
+            return latents.to_latents(padded_to(x, self.multiple))
+
+        return TaskInput(y, image, mask, z0, latent_mask, source, decode, encode, second_latents, weight)
 
 
 def inputs_of(model: LatentDiffusion, config: SamplingConfig, classes: Sequence[str]) -> Mapping[str, Input]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ldm.conditioning.values import checked, described
+from ldm.diffusion.samplers import LCM, RePaint
 from ldm.diffusion.schedule import Spacing
 from ldm.errors import UserError
 from ldm.interfaces import ClassInput, Condition, Guidance, Input, NumberInput, Sampler, Task, TextInput
@@ -13,6 +14,9 @@ from ldm.model_folder import Loaded
 from ldm.sampling.inputs import ImageFormat, ImageLike, read_images
 from ldm.sampling.pipeline import inputs_of
 from ldm.sampling.request import InputImage, Mix, SampleRequest, SamplingConfig, SeedNoise, Slerp
+from ldm.sampling.wrappers import window_starts
+
+MANY_WINDOWS = 16  # from which on a hint says how to do with fewer
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,16 @@ def plan(loaded: Loaded, options: SampleOptions, default_n: int = 4) -> Plan:
     model, names = loaded.model, loaded.card["classes"]
     config = configured(loaded, options)
     images, notes = _images(loaded, config, options)
+    notes += _notes_on_size(loaded, config, images)
     inputs, film = inputs_of(model, config, names), len(images) > 1
     if film and (options.n is not None or options.per_class):
         given = options.per_class or options.n
         raise UserError(f"{str(options.image)!r} has {len(images)} frames, each of which becomes a picture: leave the number {given} out")
     count = len(images) if film else default_n if options.n is None else options.n
+    if config.task is not None and config.task.one_picture and not film and _is_deterministic(config.sampler):
+        if options.n is not None and options.n > 1:
+            notes.append(f"no noise decides what {type(config.task).__name__} makes: one picture is made, not {options.n}")
+        count = 1
     conditions = _conditions(model, inputs, names, options, count, bool(images))
     walks = options.to_seed is not None or options.to_condition is not None or options.to_image is not None
     spoken = bool(options.classes or options.prompts)
@@ -73,6 +82,7 @@ def plan(loaded: Loaded, options: SampleOptions, default_n: int = 4) -> Plan:
         what = "the frames of a film" if film else "pictures that go from one to another"
         raise UserError(f"{what} have one class or prompt, several were given: choose one")
     negative = None if options.negative is None else as_condition(inputs, names, options.negative)
+    _require_effect(config, options, conditions)
     requests = []
     for i, condition in enumerate(conditions):
         image = images[i % len(images)] if images else None
@@ -93,6 +103,8 @@ def configured(loaded: Loaded, options: SampleOptions) -> SamplingConfig:
             raise UserError(f"the model's guidance {type(config.guidance).__name__} has no scale: leave --guidance out")
         chosen["guidance"] = replace(config.guidance, scale=float(options.guidance))  # type: ignore[type-var]
     config = replace(config, **chosen)
+    if config.task is not None and options.sampler is None:
+        config = replace(config, sampler=config.task.sampler(config.sampler))
     loaded.model.denoiser.schedule.steps(config.steps, config.spacing)  # says now what is wrong with them
     return config
 
@@ -132,8 +144,16 @@ def classes_of(names: Sequence[str], wanted: Sequence[str], num: int, per_class:
     if per_class:
         return [group[i % len(group)] for group in groups for i in range(per_class)]
     if not wanted:
-        return [names[i * len(names) // num] for i in range(num)]
+        order = _spread(len(names))
+        return [names[order[i % len(names)]] for i in range(num)]
     return [groups[i % len(groups)][i // len(groups) % len(groups[i % len(groups)])] for i in range(num)]
+
+
+def _spread(count: int) -> list[int]:
+    """0 .. count-1 in an order whose beginnings are spread evenly (steps of the golden ratio), so that picture i has the same class
+    whatever n is, and n pictures of few have different ones."""
+    order = dict.fromkeys(int(k * (5**0.5 - 1) / 2 % 1 * count) for k in range(20 * count))
+    return [*order, *(i for i in range(count) if i not in order)]
 
 
 def image_format(loaded: Loaded) -> ImageFormat:
@@ -167,6 +187,43 @@ def _images(loaded: Loaded, config: SamplingConfig, options: SampleOptions) -> t
         factor = config.task.downscale if config.task else takes.downscale if takes else 1
         size = (config.size[0] // factor, config.size[1] // factor)
     return read_images(options.image, image_format(loaded), options.mask, options.to_image, shows, size)
+
+
+def _notes_on_size(loaded: Loaded, config: SamplingConfig, images: Sequence[InputImage]) -> list[str]:
+    """A sentence where pictures are not of the training's size, and what that means."""
+    latents, network, task = loaded.model.latents, loaded.model.denoiser.network, config.task
+    trained = [side * latents.autoencoder.factor for side in latents.shape_of(None)]
+    factor = task.downscale if task else loaded.model.conditioner.image.downscale if loaded.model.conditioner.image else 1
+    sizes = [[factor * side for side in image.pixels.shape[1:]] for image in images] or [list(config.size or trained)]
+    height, width = sizes[0]
+    what = f"pictures of {width}x{height} px, of a model that was trained with {trained[1]}x{trained[0]}"
+    whole = task.whole if task else 1
+    if height > whole * trained[0] or width > whole * trained[1]:
+        count = len(window_starts(latents.shape_of((height, width), network.multiple), latents.shape_of(None)))
+        made = f"are made of {count} windows" if config.windows and not network.concat_channels else "are made in one piece"
+        sheet = -(-height // trained[0]), -(-width // trained[1])
+        hint = "" if images else f"; for a sheet of {sheet[0] * sheet[1]} pictures use --n {sheet[0] * sheet[1]} --columns {sheet[1]}"
+        shrink = f"; --size {trained[1]}x{trained[0]} resizes the image to the model's size" if images and count > MANY_WINDOWS else ""
+        return [f"{what}, {made}{hint}{shrink}"]
+    if height < trained[0] and width < trained[1]:
+        return [f"{what}, look worse: give --size {trained[1]}x{trained[0]}"]
+    return []
+
+
+def _is_deterministic(sampler: Sampler) -> bool:
+    """True where a sampler adds no noise on the way."""
+    return not isinstance(sampler, (LCM, RePaint)) and getattr(sampler, "eta", 0.0) == 0 and getattr(sampler, "churn", 0.0) == 0
+
+
+def _require_effect(config: SamplingConfig, options: SampleOptions, conditions: Sequence[Condition]) -> None:
+    """A UserError for guidance that cannot act: without a condition there is nothing to lead to."""
+    scale = getattr(config.guidance, "scale", 1.0)
+    if options.negative is not None and scale == 1:
+        raise UserError("--negative means nothing with guidance 1: give --guidance 2 or more, or leave it out")
+    if options.negative is not None or config.guidance.companion is not None or any(conditions) or options.to_condition is not None:
+        return
+    if isinstance(options.guidance, (int, float)) and options.guidance != 1:
+        raise UserError(f"--guidance {options.guidance:g} means nothing without a condition: give --class or --prompt, or leave it out")
 
 
 def _conditions(

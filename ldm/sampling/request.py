@@ -35,7 +35,11 @@ class SeedNoise:
 
     def draws(self, shape: Sequence[int]) -> Draws:
         """One draw of `shape` after the other."""
-        generator = np.random.default_rng([self.seed, self.index])
+        # numpy joins the 32-bit words of a list without their lengths, so [seed, index] tells only small seeds apart; a spawn key is kept
+        # apart from the seed.  Small seeds keep the pictures that they always had.
+        small = self.seed < 2**32 and self.index < 2**32
+        sequence = np.random.SeedSequence([self.seed, self.index] if small else self.seed, spawn_key=() if small else (self.index,))
+        generator = np.random.default_rng(sequence)
         return lambda: torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
 
 

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +23,16 @@ from ldm.latents.model import LatentDiffusion
 from ldm.model_folder import Loaded, write_atomically
 from ldm.ranges import to_uint8
 from ldm.sampling.job import OutputFolder
-from ldm.sampling.pipeline import CHUNK_SIZE, chunks, generate
+from ldm.sampling.pipeline import default_chunk_size, each_chunk, generate
 from ldm.sampling.plan import Plan
 from ldm.sampling.request import SampleRequest
 from ldm.sampling.settings import settings_of
+from ldm.sampling.tasks import Inpaint
 from ldm.sampling.watermark import SMALLEST, mark
 from ldm.sampling.writer import frames_in, picture_path, png, write_trajectory
+
+PREVIEWED = 16  # pictures in preview.png
+BAR = "{l_bar}{bar}| {n:.4g}/{total} [{elapsed}<{remaining}, {rate_fmt}]"  # n is a fraction while pictures are in work
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class OutputConfig:
     """How pictures are made and stored, without a change to what they show (chunk_size, precision: their last bits; tile: hardly).
 
     trajectory: so many images of how each picture comes about.  tile: px of the tiles in which large images are encoded and decoded.
-    columns: of grid.png.  preview: write preview.png after every step.
+    columns: of grid.png.  preview: write preview.png after every step.  chunk_size: pictures per network call, None: as the device likes.
     """
 
     overwrite: bool = False
@@ -45,12 +49,12 @@ class OutputConfig:
     preview: bool = False
     columns: int = 0
     tile: int = 0
-    chunk_size: int = CHUNK_SIZE
+    chunk_size: int | None = None
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
         for name, least in (("trajectory", 0), ("columns", 0), ("tile", 0), ("chunk_size", 1)):
-            if getattr(self, name) < least:
+            if (getattr(self, name) or least) < least:
                 raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}; allowed is {least} or more")
         if self.precision not in ("32-true", "bf16-mixed", "16-mixed"):
             raise UserError(f"precision is {self.precision}; allowed are 32-true, bf16-mixed and 16-mixed")
@@ -61,39 +65,43 @@ class Job:
 
     def __init__(self, loaded: Loaded, plan: Plan, folder: Path, output: OutputConfig) -> None:
         self.loaded, self.plan, self.output, self.model = loaded, plan, output, loaded.model
-        self.folder = OutputFolder(folder, self.settings, output.overwrite)
         self.frames = self.model.denoiser.network.frames
-        self.chunk_size = max(1, output.chunk_size // self.frames)
+        self.images = output.chunk_size or default_chunk_size(self.model.latents.shift.device)  # per network call
+        self.chunk_size = max(1, self.images // self.frames)
+        self.folder = OutputFolder(folder, self.settings, output.overwrite)
         self.pending = self.folder.pending(plan.requests)
         self.done = 0
+        self._shown: dict[int, Tensor] = {}  # what preview.png shows, by the picture's index
+        self._lock = threading.Lock()  # pictures may be made by several threads
 
     def settings(self, request: SampleRequest) -> dict[str, Any]:
         """What the picture of a request says of itself."""
         output = self.output
-        extra: dict[str, Any] = {"watermark": output.watermark, "chunk_size": output.chunk_size}
+        extra: dict[str, Any] = {"watermark": output.watermark, "chunk_size": self.images}
         extra |= {"tile": output.tile} if output.tile else {}
         extra |= {"precision": output.precision} if output.precision != "32-true" else {}
         return settings_of(request, self.plan.config, self.loaded.sha256, extra)
 
-    def make(self, requests: Sequence[SampleRequest], on_step: Callable[[float], Any], preview: bool = False) -> None:
-        """Make and write these pictures; on_step gets how many pictures each step is worth."""
-        for some in chunks(requests, self.chunk_size):
-            seen = list[Tensor]()
+    def make(self, some: list[SampleRequest], on_step: Callable[[float], Any]) -> None:
+        """Make and write these pictures, one chunk; on_step gets how many pictures each step is worth."""
+        denoised = list[Tensor]()
 
-            def watch(z0: Tensor, seen: list[Tensor] = seen, count: int = len(some)) -> None:
-                if self.output.trajectory:
-                    seen.append(z0[:count])
-                if preview:
-                    self._preview(z0[:count])
+        def watch(z0: Tensor) -> None:
+            if self.output.trajectory:
+                denoised.append(z0[: len(some)])
+            if self.output.preview:
+                self._preview(some, z0)
 
-            step = partial(on_step, len(some) / self.plan.config.num_steps)
-            with self._autocast():
-                pictures = generate(self.model, some, self.plan.config, self.loaded.card["classes"], self.chunk_size, step, watch)
-            for i, (request, picture) in enumerate(zip(some, pictures, strict=True)):
-                self._write(request, picture, [z0[i] for z0 in seen])
+        step, classes = partial(on_step, len(some) / self.plan.config.num_steps), self.loaded.card["classes"]
+        with self._autocast():
+            pictures = generate(self.model, some, self.plan.config, classes, self.chunk_size, step, watch)
+        for i, (request, picture) in enumerate(zip(some, pictures, strict=True)):
+            self._write(request, picture, [z0[i] for z0 in denoised])
+        with self._lock:
+            self.done += len(some)
 
     def finish(self) -> None:
-        """Manifest, grid, and of a film the film."""
+        """Manifest and grid."""
         self.folder.finish(self.plan.requests, self.output.columns)
 
     def _write(self, request: SampleRequest, picture: Tensor, trajectory: list[Tensor]) -> None:
@@ -103,17 +111,33 @@ class Job:
                 "or, if that does not help, train the model again"
             )
         frames = list(to_uint8(picture).cpu().unflatten(0, (self.frames, -1)))
-        marked = [mark(frame) for frame in frames] if self.output.watermark and min(frames[0].shape[1:]) >= SMALLEST else frames
+        if self.output.watermark and min(frames[0].shape[1:]) >= SMALLEST:
+            anew = self._made_anew(request)
+            frames = [mark(frame, anew) for frame in frames]
         if trajectory:
             places = torch.linspace(0, len(trajectory) - 1, self.output.trajectory).round().long().tolist()
             shown = self.model.latents.to_images(torch.stack([trajectory[place] for place in places])).clamp(-1, 1)
             write_trajectory(picture_path(self.folder.folder, request.index), to_uint8(shown), self.frames)
-        self.folder.write(request, marked)
-        self.done += 1
+        self.folder.write(request, frames)
 
-    def _preview(self, z0: Tensor) -> None:
-        images = strip(to_uint8(self.model.latents.to_images(z0).clamp(-1, 1)), self.frames)
-        write_atomically(self.folder.folder / "preview.png", png(grid(images, 1 if self.frames > 1 else 4)))
+    def _made_anew(self, request: SampleRequest) -> Tensor | None:
+        """(H,W), True where the picture is not the given image's; None: everywhere."""
+        task, image = self.plan.config.task, request.image
+        if image is None or not isinstance(task, Inpaint):
+            return None
+        given = torch.ones_like(image.pixels[:1]) if image.mask is None else image.mask
+        return task.canvas(image.pixels[None], given[None])[1][0, 0] > 0
+
+    def _preview(self, some: list[SampleRequest], z0: Tensor) -> None:
+        """preview.png of the newest pictures, in the order of their indices."""
+        images = strip(to_uint8(self.model.latents.to_images(z0[: len(some)]).clamp(-1, 1)).cpu(), self.frames)
+        with self._lock:
+            for request, image in zip(some, images, strict=True):
+                self._shown[request.index] = image
+            newest = sorted(self._shown)[-PREVIEWED:]
+            self._shown = {index: self._shown[index] for index in newest if self._shown[index].shape == images[0].shape}
+            data = png(grid(torch.stack(list(self._shown.values())), 1 if self.frames > 1 else 4))
+            write_atomically(self.folder.folder / "preview.png", data)
 
     def _autocast(self) -> Any:
         kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.output.precision)
@@ -131,19 +155,17 @@ def tiled(model: LatentDiffusion, tile: int) -> LatentDiffusion:
 
 def run(job: Job) -> None:
     """All pending pictures on the model's device, with a progress bar; a signal ends it after the picture in work."""
-    with stopping() as stopped, tqdm(total=len(job.pending), desc="Sampling", unit="img") as bar:
-        bar.bar_format = "{l_bar}{bar}| {n:.4g}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
-        for some in chunks(job.pending, job.chunk_size):
-            job.make(some, bar.update, job.output.preview)
-            bar.n = job.done
+    with stopping() as signals, tqdm(total=len(job.pending), desc="Sampling", unit="img", bar_format=BAR) as bar:
+        for _ in each_chunk(job.model, job.pending, job.chunk_size, lambda some: job.make(some, bar.update)):
+            bar.n = job.done  # exactly, whatever the steps were worth
             bar.refresh()
-            if stopped and job.done < len(job.pending):
-                job.finish()
-                there = len(job.plan.requests) - len(job.pending) + job.done
-                raise Stopped(
-                    stopped[0],
-                    f"stopped, {there} of {len(job.plan.requests)} pictures are in {job.folder.folder}; the same command makes the rest",
-                )
+            if signals and job.done < len(job.pending):
+                break
+    if signals and job.done < len(job.pending):
+        job.finish()
+        there, count = len(job.plan.requests) - len(job.pending) + job.done, len(job.plan.requests)
+        where = job.folder.folder
+        raise Stopped(signals[0], f"stopped, {there} of {count} pictures are in {where}; the same command makes the rest")
 
 
 @contextmanager

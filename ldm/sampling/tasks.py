@@ -1,6 +1,5 @@
 """What a trained model can do with given images without being trained for it.  A new task is one frozen dataclass."""
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -8,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.degradations import Degradation, Downscale
-from ldm.diffusion.samplers import Ancestral, inverted
+from ldm.diffusion.samplers import Ancestral, RePaint, inverted
 from ldm.errors import UserError
-from ldm.interfaces import Denoise, Noise, NoiseSchedule, Task, TaskInput
+from ldm.interfaces import Denoise, Noise, NoiseSchedule, Sampler, Task, TaskInput
 from ldm.sampling.wrappers import slerp
+
+FINAL_ITERATIONS = 500  # of fitting a finished picture to what was measured: to less than a level of 255
 
 
 def require_strength(strength: float) -> None:
@@ -19,9 +20,10 @@ def require_strength(strength: float) -> None:
         raise UserError(f"strength is {strength}; allowed is 0 (the image as it is) to 1 (nothing of it)")
 
 
-def last_levels(sigmas: Tensor, strength: float) -> Tensor:
-    """The last share `strength` of the steps."""
-    return sigmas[len(sigmas) - 1 - math.ceil(strength * (len(sigmas) - 1)) :]
+def levels_below(schedule: NoiseSchedule, sigmas: Tensor, strength: float) -> Tensor:
+    """As many noise levels as sigmas (n+1,), at the share `strength` of their times: all steps are done, from lower noise on."""
+    times = strength * schedule.t(sigmas[:-1])
+    return torch.cat([schedule.sigma(times), sigmas[-1:]])
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,11 @@ class ImageTask(Task):
 
 @dataclass(frozen=True)
 class ImageToImage(ImageTask):
-    """Noise the image, then sample from there (SDEdit, arXiv:2108.01073): the share `strength` of the steps is done.  0: the image's
-    reconstruction, 1: nothing of it is left."""
+    """Noise the image, then sample from there (SDEdit, arXiv:2108.01073).
+
+    strength: the time of the schedule at which sampling starts, as a share of all; 0: the image's reconstruction, 1: nothing of it is
+    left.  All steps lie below it.
+    """
 
     strength: float = 0.6
 
@@ -44,8 +49,10 @@ class ImageToImage(ImageTask):
     def start(self, given: TaskInput, noise: Noise, schedule: NoiseSchedule, sigmas: Tensor) -> tuple[Tensor, Tensor]:
         if self.strength == 1:
             return super().start(given, noise, schedule, sigmas)
-        left = last_levels(sigmas, self.strength)
-        return given.latents + float(left[0]) * noise(), left
+        if self.strength == 0:
+            return given.latents, sigmas[-1:]
+        below = levels_below(schedule, sigmas, self.strength)
+        return given.latents + float(below[0]) * noise(), below
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,22 @@ class Inpaint(ImageToImage):
 
 @dataclass(frozen=True)
 class Outpaint(Inpaint):
-    """Inpaint beyond the borders: so many px (multiples of the autoencoder's factor) are added on each side."""
+    """Inpaint beyond the borders: so many px are added on each side.
 
+    It starts from the border's colours, and each step is repeated (RePaint), so that what is added goes on where the image ends;
+    tools/compare_outpaint.py shows other ways.
+    """
+
+    strength: float = 0.5
     left: int = 0
     right: int = 0
     top: int = 0
     bottom: int = 0
+
+    whole = 2
+
+    def sampler(self, own: Sampler) -> Sampler:
+        return RePaint(times=5)
 
     def canvas(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         sides = (self.left, self.right, self.top, self.bottom)
@@ -81,6 +98,7 @@ class RemoveNoise(ImageTask):
     """The image's latents are taken to have noise of this level (in standard deviations of latents) already."""
 
     level: float = 0.3
+    one_picture = True
 
     def __post_init__(self) -> None:
         if self.level < 0:
@@ -96,10 +114,13 @@ class Edit(ImageToImage):
     """Find the noise that makes the image (DDIM inversion, appendix F of arXiv:2105.05233), then sample from it with another condition."""
 
     strength: float = 0.8
+    one_picture = True
 
     def start(self, given: TaskInput, noise: Noise, schedule: NoiseSchedule, sigmas: Tensor) -> tuple[Tensor, Tensor]:
-        left = last_levels(sigmas, self.strength)
-        return Ancestral().sample(given.source_denoise, given.latents, inverted(left), noise), left
+        if self.strength == 0:
+            return given.latents, sigmas[-1:]
+        below = levels_below(schedule, sigmas, self.strength)
+        return Ancestral().sample(given.source_denoise, given.latents, inverted(below), noise), below
 
 
 @dataclass(frozen=True)
@@ -137,14 +158,13 @@ class Style(ImageTask):
 
 @dataclass(frozen=True)
 class Restore(ImageTask):
-    """Undo a known degradation: in every step D moves along the gradient, through the network and the decoder, of
-    |degradation(image of D) - y|^2 (DPS, arXiv:2209.14687, in latents arXiv:2307.00619).
+    """Undo a known degradation: in every step D is drawn to the pictures whose degradation is what was measured, and the result is one of
+    them: what is known stays, the model adds what is not (the null space, DDNM, arXiv:2212.00490).
 
-    scale: length of the move; 1 is where the error along that line is least, if the decoder is taken to be linear.
+    In latents, D + E(fit(image of D)) - E(image of D): what the autoencoder loses cancels.
     """
 
     degradation: Degradation = field(default_factory=Downscale)
-    scale: float = 1.0
 
     @property
     def downscale(self) -> int:
@@ -156,20 +176,14 @@ class Restore(ImageTask):
         return large, torch.ones_like(large[:, :1])
 
     def wrap(self, denoise: Denoise, given: TaskInput) -> Denoise:
-        def seen(z0: Tensor) -> Tensor:
-            return self.degradation(given.decode(z0))
+        y = self.degradation.measured(given.measurement)
 
         def restored(x: Tensor, sigma: Tensor) -> Tensor:
-            with torch.enable_grad():
-                x = x.detach().requires_grad_()
-                z0 = denoise(x, sigma)
-                error = seen(z0) - given.measurement
-                (gradient,) = torch.autograd.grad(error.square().sum(), x)
-            z0, error, shape = z0.detach(), error.detach(), (-1, 1, 1, 1)
-            direction = gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(shape)
-            probe = 0.01 * z0[0].numel() ** 0.5
-            change = (error + given.measurement - seen(z0 - probe * direction)).flatten(1) / probe
-            length = (error.flatten(1) * change).sum(1) / change.square().sum(1).clamp(min=1e-12)
-            return z0 - self.scale * length.clamp(min=0).view(shape) * direction
+            z0 = denoise(x, sigma)
+            image = given.decode(z0).clamp(-1, 1)
+            return z0 + given.encode(self.degradation.fit(image, y)) - given.encode(image)
 
         return restored
+
+    def finish(self, pictures: Tensor, given: TaskInput) -> Tensor:
+        return self.degradation.fit(pictures, self.degradation.measured(given.measurement), iterations=FINAL_ITERATIONS)
