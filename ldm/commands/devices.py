@@ -7,7 +7,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ldm.commands.lightning import quiet
+from ldm.console.lightning import quiet
 from ldm.errors import UserError
 from ldm.sampling.pipeline import chunks
 from ldm.sampling.run import Job

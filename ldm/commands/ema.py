@@ -10,11 +10,10 @@ from tqdm import tqdm
 
 from ldm import model_folder
 from ldm.callbacks.power_ema import reconstruct, stored
-from ldm.commands.evaluate import measure, open_images
-from ldm.commands.likelihood import shown_in
-from ldm.commands.options import DEVICE, Option, number, numbers, parse, path, whole
-from ldm.commands.shorten import IMAGES, limit
-from ldm.data.datasets import Images
+from ldm.commands.evaluate import features_of
+from ldm.console.options import DEVICE, Option, number, numbers, parse, path, whole
+from ldm.console.shorten import IMAGES, limit
+from ldm.data.datasets import Images, Subset, open_images
 from ldm.errors import UserError
 from ldm.interfaces import Autoencoder, Features
 from ldm.metrics.distances import Statistics, frechet_distance
@@ -28,28 +27,16 @@ LENGTHS = [0.03, 0.05, 0.07, 0.1, 0.14]
 
 
 OPTIONS = [
-    Option("--run", "folder of one stage of a run, with `model` and `averages` in it", path, metavar="FOLDER"),
-    Option("--out", "model folder to write", path, metavar="FOLDER"),
+    Option("--run", "folder of one stage of a run, with `model` and `averages` in it", path, None, "FOLDER", required=True),
+    Option("--out", "model folder to write", path, None, "FOLDER", required=True),
     Option("--std", "relative length of the average (0.05: short, 0.15: long); default: the best of the candidates", number, None, "S"),
-    Option(
-        "--step",
-        "of the training at which it ends; default: the last.  An early one is a weaker model for autoguidance",
-        whole(0),
-        None,
-        "N",
-    ),
+    Option("--step", "of the training at which it ends; default: the last; an early one gives a weaker model", whole(0), None, "N"),
     Option("--candidates", "lengths to choose from", numbers, LENGTHS, "S,S,..."),
-    Option(
-        "--reference",
-        "images to choose by (FD): a folder, `emoji` or `digits`; stage 1 reconstructs them, stage 2 makes as many",
-        path,
-        None,
-        "SET",
-    ),
-    Option("--n", "how many of them; default: 256", whole(2), 256, "N", old=("--num",)),
+    Option("--reference", "images to choose by (FD): a folder, `emoji`, `digits`; stage 1 reconstructs them", path, None, "SET"),
+    Option("--n", "how many of them; default: 256", whole(2), 256, "N"),
     Option("--features", "in which they are compared; default: MobileNetV2", base=Features, rooms=("metrics",)),
     DEVICE,
-]
+]  # fmt: skip
 
 
 def ema(
@@ -70,7 +57,7 @@ def ema(
         network = (features or MobileNetV2()).to(place)
         images = open_images(reference, int(loaded.card["size"]))
         chosen = torch.linspace(0, len(images) - 1, min(n, len(images))).long().tolist()
-        wanted = Statistics.of(measure(network, Chosen(images, chosen), 64, place))
+        wanted = Statistics.of(features_of(network, Subset(images, chosen), 64, place))
         results = {}
         for length, weights in zip(candidates, reconstruct(averages, list(candidates), step), strict=True):
             fill(loaded.model, weights)
@@ -83,17 +70,6 @@ def ema(
     model_folder.save(loaded.model.cpu(), out, {**loaded.card, "average": std, "steps": step})
     print(f"the average of length {std} is in {out}")
     return 0
-
-
-class Chosen(Images):
-    """Images at some indices of others."""
-
-    def __init__(self, images: Images, indices: list[int]) -> None:
-        self.images, self.size, self.records = images, images.size, [images.records[i] for i in indices]
-        self.indices = indices
-
-    def pixels(self, index: int) -> Tensor:
-        return self.images.pixels(self.indices[index])
 
 
 def fill(model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
@@ -112,7 +88,7 @@ def pictures(loaded: model_folder.Loaded, images: Images, chosen: list[int], dev
             found.append(model.decode(model.encode(x).mode()))
         return to_uint8(torch.cat(found)).cpu()
     ready = Model(loaded, str(device))
-    requests = [SampleRequest(i, SeedNoise(0, i), shown_in(ready, images.records[index])) for i, index in enumerate(chosen)]
+    requests = [SampleRequest(i, SeedNoise(0, i), ready.condition_of(images.records[index])) for i, index in enumerate(chosen)]
     config = SamplingConfig.of(loaded.card).resolved(ready.network.latents)
     with tqdm(total=len(chosen), desc="Sampling", unit="img") as bar:
         share = CHUNK_SIZE / config.num_steps
@@ -120,8 +96,4 @@ def pictures(loaded: model_folder.Loaded, images: Images, chosen: list[int], dev
 
 
 def main(command: str, arguments: list[str]) -> int:
-    values = parse(command, "An average of the weights of any length, after training.", OPTIONS, arguments)
-    for name in ("run", "out"):
-        if values[name] is None:
-            raise UserError(f"--{name} is missing (ldm {command} --help)")
-    return ema(**values)
+    return ema(**parse(command, "An average of the weights of any length, after training.", OPTIONS, arguments, {"--num": "--n"}))

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from ldm import model_folder
-from ldm.commands.options import Option, parse, path
+from ldm.console.options import Option, parse, path
 from ldm.interop import diffusers
 
 OPTIONS = [
-    Option("source", "folder with config.json and diffusion_pytorch_model.safetensors (AutoencoderKL or VQModel)", path, old=()),
+    Option("source", "folder with config.json and diffusion_pytorch_model.safetensors (AutoencoderKL or VQModel)", path),
     Option("out", "model folder to write", path),
 ]
 

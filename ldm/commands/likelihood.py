@@ -1,7 +1,6 @@
 """likelihood: how probable a model thinks images are, in bits per dimension."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +8,32 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.commands.evaluate import open_images
-from ldm.commands.options import DEVICE, Option, parse, path, whole
-from ldm.commands.shorten import at_most
-from ldm.conditioning.values import batch_of, condition_of
-from ldm.data.datasets import Record
+from ldm.conditioning.values import batch_of
+from ldm.console.options import DEVICE, Option, parse, path, whole
+from ldm.console.shorten import at_most
+from ldm.data.datasets import open_images
 from ldm.diffusion.guidance import CFG
-from ldm.diffusion.likelihood import Bins, bits_per_dim, log_likelihood, variational_bound
+from ldm.diffusion.likelihood import bits_per_dim
 from ldm.errors import UserError
-from ldm.interfaces import Batch, Condition, Denoise, Noise
-from ldm.latents.model import LatentDiffusion
+from ldm.latents.likelihood import bound, density
 from ldm.model_folder import write_atomically
 from ldm.ranges import to_float
-from ldm.sampling.model import Model, load
-from ldm.sampling.wrappers import LearnedNoise
+from ldm.sampling.model import load
 
 BINS = 10  # rows of the table that are shown
 
 
 OPTIONS = [
     Option("model", "model folder, run, checkpoint or the name of a shipped model: emoji", path),
-    Option("--images", "folder of images, `emoji` or `digits`; held-out ones, if the model was trained on the rest", path, metavar="SET"),
-    Option("--n", "how many of them, evenly chosen; default: 32", whole(1), 32, "N", old=("--num",)),
+    Option("--images", "folder of images, `emoji` or `digits`; held-out ones, if any", path, None, "SET", required=True),
+    Option("--n", "how many of them, evenly chosen; default: 32", whole(1), 32, "N"),
     Option("--steps", "noise levels of the bound; default: 1000, or all of the schedule's", whole(2), 1000, "N"),
     Option("--ode-steps", "of the ODE (Heun, two calls and their gradients each); default: 0, none", whole(0), 0, "N"),
     Option("--batch-size", "images per network call; default: 32", whole(1), 32, "N"),
     Option("--seed", "of the noise; default: 0", whole(0), 0, "N"),
     Option("--out", "file (.json) for all terms", path, None, "FILE"),
     DEVICE,
-]
+]  # fmt: skip
 
 
 def likelihood(
@@ -67,15 +63,15 @@ def likelihood(
     for start in tqdm(range(0, len(chosen), batch_size), desc="Measuring", unit="batch"):
         part = chosen[start : start + batch_size]
         z0 = latents.to_latents(to_float(torch.stack([source.pixels(i) for i in part])).to(place))
-        batch = batch_of(network.conditioner.inputs, [shown_in(ready, source.records[i]) for i in part], ready.classes, place)
+        batch = batch_of(network.conditioner.inputs, [ready.condition_of(source.records[i]) for i in part], ready.classes, place)
 
         def noise(like: Tensor = z0) -> Tensor:
             return torch.randn(like.shape, generator=generator).to(like)
 
         with torch.no_grad():
-            bounds.append(_bound(network, batch, z0, levels, noise).cpu())
+            bounds.append(bound(network, batch, z0, levels, noise).cpu())
         if places is not None:
-            densities.append(_density(network.guided(batch, CFG(1.0)), z0, places, noise, latents.bins).cpu())
+            densities.append(density(network.guided(batch, CFG(1.0)), z0, places, noise, latents.bins).cpu())
     terms = bits_per_dim(torch.cat(bounds, dim=1), z0)
     results: dict[str, Any] = {"bits/dim, bound": float(terms.sum())}
     if densities:
@@ -90,23 +86,6 @@ def likelihood(
     return 0
 
 
-def _bound(model: LatentDiffusion, batch: Batch, z0: Tensor, levels: Tensor, noise: Noise) -> Tensor:
-    """(T+1,B), with the variances that the network has learned, if it has."""
-    learned = LearnedNoise(model.denoiser, levels, noise)
-    denoise = model.guided(batch, CFG(1.0), predict=learned.predict)
-    fraction = (lambda: learned.fraction) if model.denoiser.network.learn_variance else None
-    return variational_bound(denoise, z0, levels, noise, model.latents.bins, fraction)
-
-
-def _density(denoise: Denoise, z0: Tensor, places: Tensor, noise: Callable[[], Tensor], bins: Bins | None) -> Tensor:
-    """log p(z0) (B,), or the logarithm of the probability of its bin: then z0 gets uniform noise within that."""
-    if bins is None:
-        return log_likelihood(denoise, z0, places, lambda: noise().sign())
-    uniform = torch.special.ndtr(noise()) - 0.5
-    found = log_likelihood(denoise, z0 + bins.width * uniform, places, lambda: noise().sign())
-    return found + float(bins.width.double().log().expand_as(z0[0]).sum())
-
-
 def _show(levels: Tensor, terms: Tensor) -> None:
     """Sums of L_0, of about equal numbers of steps, and of L_T."""
     print(f"{'noise levels':<22} bits/dim")
@@ -116,14 +95,7 @@ def _show(levels: Tensor, terms: Tensor) -> None:
     print(f"{f'prior, {levels[-1]:.3g}':<22} {float(terms[-1]):.4f}")
 
 
-def shown_in(model: Model, record: Record) -> Condition:
-    """What to ask a model for, to get what an image of a data set shows; the class only if the model knows it."""
-    label = record.label if record.label in model.classes else None
-    return condition_of(model.network.conditioner, label, record.text, record.numbers)
-
-
 def main(command: str, arguments: list[str]) -> int:
-    values = parse(command, "How probable a model thinks images are, in bits per dimension.", OPTIONS, arguments)
-    if values["images"] is None:
-        raise UserError(f"--images is missing (ldm {command} --help)")
-    return likelihood(**values)
+    return likelihood(
+        **parse(command, "How probable a model thinks images are, in bits per dimension.", OPTIONS, arguments, {"--num": "--n"})
+    )

@@ -2,18 +2,36 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from ldm.commands.options import DEVICE, Option, number, numbers, one_of, parse, path, size, switch, warn, whole
-from ldm.commands.shorten import at_most, limit
+from ldm.console.options import (
+    DEVICE,
+    Option,
+    named_numbers,
+    number,
+    number_or_name,
+    one_of,
+    parse,
+    path,
+    prompts,
+    sides,
+    size,
+    steps,
+    switch,
+    warn,
+    whole,
+    words,
+)  # fmt: skip
+from ldm.console.shorten import at_most, limit
 from ldm.degradations import Downscale, GaussianBlur, Grayscale
 from ldm.diffusion.samplers import RePaint
+from ldm.diffusion.schedule import Spacing
 from ldm.errors import UserError
 from ldm.interfaces import Guidance, Sampler, Task
 from ldm.latents.model import LatentDiffusion
 from ldm.sampling.model import Model, load
 from ldm.sampling.pipeline import CHUNK_SIZE
-from ldm.sampling.plan import Plan, SampleOptions, parse_numbers
+from ldm.sampling.plan import Plan, SampleOptions
 from ldm.sampling.request import SamplingConfig
 from ldm.sampling.run import Job, OutputConfig, run, tiled, write_animation
 from ldm.sampling.tasks import Between, Edit, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Style
@@ -24,86 +42,61 @@ SHOWN, HOW, IMAGE, WAY, OUTPUT, MACHINE = (
 )  # fmt: skip
 
 
-def words(text: str) -> list[str]:
-    """Names separated by commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def steps(text: str) -> int | list[float]:
-    """How many steps, or which."""
-    listed = numbers(text) if "," in text or text.startswith("[") else None
-    return listed or whole(-(2**31), "a whole number, or a list of steps such as 999,500,100")(text)
-
-
-def sides(text: str) -> list[int]:
-    """px on the left, right, top and bottom."""
-    found = [int(each) for each in numbers(text)]
-    if len(found) != 4 or min(found) < 0:
-        raise UserError(f"{found}; give 4 numbers of 0 or more: px on the left, right, top and bottom")
-    return found
-
-
-def guidance(text: str) -> float | str:
-    """A scale, or the name of a class."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def prompts(text: str) -> list[str]:
-    """One prompt; [one, other] is the spelling of earlier versions for several."""
-    return words(text[1:-1]) if text.startswith("[") and text.endswith("]") else [text]
-
-
 OPTIONS = [
     Option("model", "model folder, run, checkpoint, or a shipped model: emoji", path, group=SHOWN),
-    Option("--class", "class names or numbers, separated by commas and taken in turn; default: all, evenly spread", words, [], "NAMES", SHOWN, old=("--classes",)),
+    Option("--class", "class names or numbers, separated by commas, in turn; default: all, evenly spread", words, [], "NAMES", SHOWN),
     Option("--prompt", "what is to be seen, in words, for a model of texts", prompts, [], "TEXT", SHOWN),
-    Option("--numbers", "numeric attributes, such as 'age=30, dose=1'", parse_numbers, {}, "N=V,...", SHOWN),
+    Option("--numbers", "numeric attributes, such as 'age=30, dose=1'", named_numbers, {}, "N=V,...", SHOWN),
     Option("--negative", "class or prompt that guidance leads away from", str, None, "NAME", SHOWN),
     Option("--unconditional", "no condition at all", switch, False, None, SHOWN),
-    Option("--n", "number of pictures; default: 4, of a film one for each frame", whole(1), None, "N", SHOWN, old=("--num",)),
-    Option("--per-class", "this many of each class, instead of --n", whole(0), 0, "N", SHOWN, old=("--per_class",)),
+    Option("--n", "number of pictures; default: 4, of a film one for each frame", whole(1), None, "N", SHOWN),
+    Option("--per-class", "this many of each class, instead of --n", whole(0), 0, "N", SHOWN),
     Option("--seed", "picture i depends on (seed, i) and its settings alone; default: 0", whole(0), 0, "N", SHOWN),
     Option("--first", "index of the first picture; default: 0", whole(0), 0, "N", SHOWN),
     Option("--steps", "how many sampling steps, or which, such as 999,500,1; default: the model's", steps, None, "N", HOW),
-    Option("--guidance", "scale, or a class: CFG, APG, ClassifierGuidance; --guidance.scale 2 and the like set its arguments", guidance, None, "SCALE", HOW, Guidance),
-    Option("--sampler", "DDIM, DDPM, DPMSolverPP2M, UniPC, Heun, ...; --sampler.eta 1 and the like set its arguments", str, None, "NAME", HOW, Sampler),
-    Option("--spacing", "of the noise levels: trailing, leading, linspace, karras, log", one_of("trailing", "leading", "linspace", "karras", "log"), None, "NAME", HOW),
+    Option("--guidance", "scale, or CFG, APG, ClassifierGuidance; also --guidance.low 1", number_or_name, None, "SCALE", HOW, Guidance),
+    Option("--sampler", "DDIM, DDPM, DPMSolverPP2M, UniPC, Heun, ...; also --sampler.eta 1 and the like", str, None, "NAME", HOW, Sampler),
+    Option("--spacing", "of the noise levels: trailing, leading, linspace, karras, log", one_of(*get_args(Spacing)), None, "NAME", HOW),
     Option("--size", "px of the pictures, if not the training's; an image is resized to it first", size, None, "WxH", HOW),
     Option("--windows", "larger pictures of overlapping windows (--no-windows: in one piece)", switch, None, None, HOW),
-    Option("--image", "file, folder of frames, or film (GIF, WebP, MP4), which is done frame by frame with one noise", path, None, "FILE", IMAGE),
+    Option("--image", "file, folder of frames, or film (GIF, WebP, MP4): frame by frame with one noise", path, None, "FILE", IMAGE),
     Option("--strength", "how much is made anew, 0 (nothing) to 1 (all); default: 0.6", number, None, "S", IMAGE),
     Option("--mask", "inpaint: its white part is made anew, the rest stays", path, None, "FILE", IMAGE),
-    Option("--repaint", "do each step so many times, so that what is made anew fits the rest better (5 to 10)", whole(1), None, "N", IMAGE),
+    Option("--repaint", "do each step so many times, so that what is made anew fits better (5 to 10)", whole(1), None, "N", IMAGE),
     Option("--outpaint", "px to add on the left, right, top and bottom", sides, None, "L,R,T,B", IMAGE),
-    Option("--source-class", "edit: what the image shows; it is turned into --class or --prompt", str, None, "NAME", IMAGE, old=("--edit", "--shows")),
+    Option("--source-class", "edit: what the image shows; it is turned into --class or --prompt", str, None, "NAME", IMAGE),
     Option("--upscale", "picture so many times larger, of which the image is a small version", whole(-(2**31)), None, "N", IMAGE),
     Option("--deblur", "picture of which the image is a version with Gaussian blur of so many px", number, None, "PX", IMAGE),
-    Option("--colourise", "picture of which the image is a grey version", switch, False, None, IMAGE, old=("--colorize",)),
+    Option("--colourise", "picture of which the image is a grey version", switch, False, None, IMAGE),
     Option("--denoise", "take away noise of so many standard deviations of latents", number, None, "LEVEL", IMAGE),
     Option("--style", "new pictures in the colours of the image", switch, False, None, IMAGE),
-    Option("--task", "one of these by its class, such as Inpaint; --task.strength 0.8 and the like set its arguments", str, None, "NAME", IMAGE, Task),
-    Option("--to-image", "another image (best with --guidance 1)", path, None, "FILE", WAY, old=("--towards",)),
-    Option("--to-seed", "another seed, whose noise is mixed in", whole(0), None, "N", WAY, old=("--between",)),
-    Option("--to-class", "another class or prompt", str, None, "NAME", WAY, old=("--mix",)),
-    Option("--out", "folder for <index>.png, grid.png, manifest.jsonl; default: samples.  What is there is kept", path, "samples", "FOLDER", OUTPUT),
+    Option("--task", "one of these by its class; also --task.strength 0.8 and the like", str, None, "NAME", IMAGE, Task),
+    Option("--to-image", "another image (best with --guidance 1)", path, None, "FILE", WAY),
+    Option("--to-seed", "another seed, whose noise is mixed in", whole(0), None, "N", WAY),
+    Option("--to-class", "another class or prompt", str, None, "NAME", WAY),
+    Option("--out", "folder for <index>.png, grid.png, manifest.jsonl; default: samples", path, "samples", "FOLDER", OUTPUT),
     Option("--overwrite", "make pictures anew that other settings made", switch, False, None, OUTPUT),
-    Option("--watermark", "hide a watermark that `ldm watermark check` finds; the default (--no-watermark: none)", switch, True, None, OUTPUT),
-    Option("--trajectory", "also <index>.gif and <index>-steps.png: so many images of how each picture comes about", whole(0), 0, "N", OUTPUT, old=("--frames",)),
+    Option("--watermark", "hide a mark that `ldm watermark check` finds; the default (--no-watermark: none)", switch, True, None, OUTPUT),
+    Option("--trajectory", "also <index>.gif and <index>-steps.png: so many images of how it comes about", whole(0), 0, "N", OUTPUT),
     Option("--preview", "write preview.png after every step: the pictures in work", switch, False, None, OUTPUT),
     Option("--columns", "pictures per row of grid.png; default: about square", whole(0), 0, "N", OUTPUT),
     Option("--tile", "encode and decode large images in tiles of so many px: little memory", whole(0), 0, "PX", OUTPUT),
     DEVICE,
-    Option("--devices", "how many of them (or which: 0,2)", str, "1", "N", MACHINE, old=("--trainer.devices",)),
-    Option("--num-nodes", "how many machines with as many devices each", whole(1), 1, "N", MACHINE, old=("--trainer.num_nodes",)),
-    Option("--strategy", "of Lightning, for several devices: auto, ddp", str, "auto", "NAME", MACHINE, old=("--trainer.strategy",)),
-    Option("--precision", "32-true, bf16-mixed, 16-mixed", one_of("32-true", "bf16-mixed", "16-mixed"), "32-true", "P", MACHINE, old=("--trainer.precision",)),
-    Option("--chunk-size", f"pictures per network call; default: 1 on a CPU, else {CHUNK_SIZE}; another number rounds differently", whole(1), None, "N", MACHINE, old=("--lanes",)),
+    Option("--devices", "how many of them (or which: 0,2)", str, "1", "N", MACHINE),
+    Option("--num-nodes", "how many machines with as many devices each", whole(1), 1, "N", MACHINE),
+    Option("--strategy", "of Lightning, for several devices: auto, ddp", str, "auto", "NAME", MACHINE),
+    Option("--precision", "32-true, bf16-mixed, 16-mixed", one_of("32-true", "bf16-mixed", "16-mixed"), "32-true", "P", MACHINE),
+    Option("--chunk-size", f"pictures per network call; default: 1 on a CPU, else {CHUNK_SIZE}", whole(1), None, "N", MACHINE),
     Option("--batch-size", "", str, None, "N", MACHINE),
     Option("--trusted", "packages beside ldm whose classes the model may name", words, [], "NAMES", MACHINE),
 ]  # fmt: skip
+OLD_SPELLINGS = {
+    "--classes": "--class", "--num": "--n", "--per_class": "--per-class", "--edit": "--source-class", "--shows": "--source-class",
+    "--colorize": "--colourise", "--towards": "--to-image", "--between": "--to-seed", "--mix": "--to-class",
+    "--frames": "--trajectory", "--trainer.devices": "--devices", "--trainer.num_nodes": "--num-nodes",
+    "--trainer.strategy": "--strategy", "--trainer.precision": "--precision", "--lanes": "--chunk-size",
+}  # fmt: skip
+
 
 # option -> the task that it asks for, made of the option's value and of --strength where that was given
 TASKS: dict[str, Callable[[Any, dict[str, float]], Task]] = {
@@ -152,7 +145,7 @@ def options_of(values: dict[str, Any], model: LatentDiffusion) -> SampleOptions:
     asked, numeric = values["prompt"], values["numbers"]
     if asked and not model.conditioner.takes_text and model.conditioner.numbers and "=" in asked[0]:
         warn("--prompt with numbers is the old spelling: write --numbers")
-        asked, numeric = [], parse_numbers(asked[0])
+        asked, numeric = [], named_numbers(asked[0])
     names = (
         "negative",
         "unconditional",
@@ -211,7 +204,7 @@ examples:
 
 
 def main(command: str, arguments: list[str]) -> int:
-    values = parse(command, "Sample pictures, or do something with an image.", OPTIONS, arguments, EXAMPLE)
+    values = parse(command, "Sample pictures, or do something with an image.", OPTIONS, arguments, OLD_SPELLINGS, EXAMPLE)
     if values["batch_size"] is not None:
         warn("--batch-size is ignored: each picture is written as soon as it is made")
     model = load(values["model"], values["device"], values["trusted"])

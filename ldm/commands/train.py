@@ -11,9 +11,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ldm import registry
 from ldm.callbacks.checkpoints import Stopped
-from ldm.commands.configs import find_configs
-from ldm.commands.lightning import PARSER, plain_errors, quiet
-from ldm.commands.shorten import IMAGES, limit, training_options
+from ldm.console.configs import find_configs
+from ldm.console.lightning import PARSER, plain_errors, quiet
+from ldm.console.shorten import IMAGES, limit, training_options
 from ldm.data.module import ImageData
 from ldm.errors import UserError
 from ldm.stages.autoencoder import AutoencoderStage

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ldm.commands.options import Option, parse, path, whole
+from ldm.console.options import Option, parse, path, whole
 from ldm.data.audio import N_FFT, sound, write_wav
 from ldm.data.decode import read_picture
 from ldm.errors import UserError

@@ -19,9 +19,10 @@ LEVEL_DIM = 64
 class Concat(Conditioner):
     """The latents of what is left of an image, appended to the channels of x: super-resolution, restoration, inpainting, ...
 
-    In training that is what `corruption` leaves of the image, or without one the image's map; batch["conditioning_image"] comes first.  A mask becomes
-    one more channel, 1 where a latent is to be made anew; the image is grey there.  channels: of the latents, of each of the `frames` of
-    clips, whose mask is the same for all.  noise > 0: in training, noise of a level up to that is added to the latents and the level told
+    In training that is what `corruption` leaves of the image, or without one the image's map; batch["conditioning_image"] comes first.
+    A mask becomes one more channel, 1 where a latent is to be made anew; the image is grey there. channels: of the latents, of each of
+    the `frames` of clips, whose mask is the same for all. noise > 0: in training, noise of a level up to that is added to the latents
+    and the level told
     in a vector of 64 values, so that the model trusts them less (arXiv:2106.15282).
     """
 

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch import Tensor
 from ldm.data.transforms import as_tensor, read_image
 from ldm.errors import UserError
 
+MANIFEST = "manifest.jsonl"  # that `ldm sample` writes
 ASSETS = Path(__file__).parent / "assets"
 NAMED = {"file_name", "label", "text"}  # columns of metadata that are no numeric attributes
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
@@ -50,6 +52,10 @@ class Images(ABC):
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def name(self, index: int) -> str:
+        """What an image is called in messages."""
+        return self.records[index].id
 
     @property
     def names(self) -> list[str]:
@@ -180,3 +186,44 @@ def split(count: int, val_fraction: float, seed: int) -> tuple[list[int], list[i
     held_out = min(max(1, round(count * val_fraction)), count - 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     return sorted(order[held_out:]), sorted(order[:held_out])
+
+
+class Subset(Images):
+    """The images at some indices of others."""
+
+    def __init__(self, images: Images, indices: list[int]) -> None:
+        self.images, self.size, self.records, self.indices = images, images.size, [images.records[i] for i in indices], indices
+
+    def pixels(self, index: int) -> Tensor:
+        return self.images.pixels(self.indices[index])
+
+
+CARRIED: dict[str, type[EmojiImages] | type[DigitImages]] = {"emoji": EmojiImages, "digits": DigitImages}
+
+
+def open_images(source: str, size: int) -> Images:
+    """A folder of images, or what the package carries under a name; of a folder that `ldm sample` wrote the pictures in its manifest."""
+    if source in CARRIED and not Path(source).is_dir():
+        return CARRIED[source](size)
+    if source in CARRIED:
+        warnings.warn(f"{source!r} is taken for the folder of that name here, not for what the package carries", stacklevel=2)
+    images = FolderImages(source, size)
+    names = pictures_in_manifest(Path(source))
+    if names is None:
+        return images
+    indices = [i for i, file in enumerate(images.files) if file.name in names]
+    if not indices:
+        raise UserError(
+            f"none of the {len(names)} pictures in {Path(source) / MANIFEST} is in {source!r}: give the folder that they are in"
+        )
+    return Subset(images, indices)
+
+
+def pictures_in_manifest(folder: Path) -> list[str] | None:
+    """File names in the manifest of a folder that `ldm sample` wrote, in their order; None where there is none of ours."""
+    path = folder / MANIFEST
+    try:
+        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [str(entry["file"]) for entry in entries] if all("model_sha256" in entry for entry in entries) else None
+    except (OSError, ValueError, TypeError, KeyError):  # none, or somebody else's
+        return None

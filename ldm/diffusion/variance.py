@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.diffusion.objective import Wrapper
 from ldm.errors import UserError
-from ldm.interfaces import Denoiser, Objective
+from ldm.interfaces import Cond, Denoiser, Noise, Objective
 
 
 def log_variances(s: Tensor, s_next: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,3 +75,24 @@ class LearnedVariance(Wrapper):
         s, below = torch.where(first, second, s), torch.where(first, lowest, below)  # values where nothing is infinite, for the unused
         data = 0.5 * math.log(2 * math.pi) + half_loss(error, data_variance(lowest, second, fraction))
         return torch.where(first, data, step_kl(error, s, below, step_variance(s, below, fraction)))
+
+
+class LearnedNoise:
+    """A sampler's noise with the learned variances, for samplers that add the posterior's between levels: eta = 1."""
+
+    def __init__(self, denoiser: Denoiser, sigmas: Tensor, noise: Noise) -> None:
+        self.denoiser, self.sigmas, self.draw = denoiser, sigmas.double(), noise
+        self.fraction, self.sigma = torch.zeros(()), sigmas[0]
+
+    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """As denoiser.predict; keeps what the network says of the variances."""
+        output = self.denoiser.raw(x, sigma, cond)
+        self.fraction, self.sigma = output[:, x.shape[1] :], sigma
+        return self.denoiser.z0(x, sigma, output)
+
+    def noise(self) -> Tensor:
+        drawn = self.draw()
+        s = self.sigma.double()
+        small, large = log_variances(s, self.sigmas[self.sigmas < s.to(self.sigmas)][0].to(s))
+        share = (self.fraction[: len(drawn)] + 1) / 2  # with guidance the conditional half comes first
+        return drawn * torch.exp(share * float(large - small) / 2)

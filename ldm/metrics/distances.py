@@ -52,7 +52,8 @@ def frechet_distance(a: Statistics, b: Statistics) -> Tensor:
     values, vectors = torch.linalg.eigh(a.covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
-    return (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
+    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
+    return distance.clamp(min=0)  # below 0 by rounding alone
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> Tensor:

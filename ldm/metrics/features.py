@@ -1,8 +1,11 @@
 """Networks in whose features sets of images are compared."""
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ldm.errors import UserError
 from ldm.interfaces import Features
@@ -80,3 +83,36 @@ class Inception(Features):
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
             return self.network(as_three(images))[0]
+
+
+class Readable(Protocol):
+    """A set of images; data.Images is one."""
+
+    def __len__(self) -> int: ...
+
+    def pixels(self, index: int) -> Tensor:
+        """uint8 (3,H,W); ValueError or OSError where the image cannot be read."""
+
+    def name(self, index: int) -> str:
+        """What it is called."""
+
+
+def measured(
+    network: Features, images: Readable, batch_size: int, device: torch.device, most: int | None = None
+) -> tuple[Tensor, list[str]]:
+    """Features (N,D) of the images that can be read, and the others with what is wrong; at most the first `most`."""
+    count, found, damaged = min(len(images), most or len(images)), list[Tensor](), list[str]()
+    with tqdm(total=count, desc="Measuring", unit="img") as bar:
+        for start in range(0, count, batch_size):
+            batch = []
+            for i in range(start, min(start + batch_size, count)):
+                try:
+                    batch.append(images.pixels(i))
+                except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
+                    damaged.append(f"{images.name(i)} ({error})")
+            if batch:
+                found.append(network(torch.stack(batch).to(device)).cpu())
+            bar.update(min(batch_size, count - start))
+    if not found:
+        raise UserError(f"none of {count} images can be read, the first is {damaged[0] if damaged else 'not there'}: check the folder")
+    return torch.cat(found), damaged

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.data.datasets import MANIFEST
 from ldm.data.transforms import grid, read_pixels
 from ldm.errors import UserError
 from ldm.model_folder import write_atomically
@@ -18,7 +19,7 @@ from ldm.sampling.request import SampleRequest
 from ldm.sampling.settings import settings_in, to_json
 from ldm.sampling.writer import picture_path, png, write_picture
 
-MANIFEST, GRID, LOCK = "manifest.jsonl", "grid.png", ".ldm.lock"
+GRID, LOCK = "grid.png", ".ldm.lock"
 GRID_CELLS = 100  # pictures that grid.png shows at most
 
 Settings = Callable[[SampleRequest], dict[str, Any]]

@@ -13,12 +13,14 @@ from tqdm import tqdm
 from typing_extensions import Unpack
 
 from ldm import model_folder, registry
+from ldm.conditioning.values import condition_of
+from ldm.data.datasets import Record
 from ldm.data.transforms import as_image, as_tensor, grid
 from ldm.degradations import Downscale
 from ldm.diffusion.samplers import RePaint
 from ldm.diffusion.schedule import Spacing
 from ldm.errors import UserError, nearest
-from ldm.interfaces import Denoiser, Guidance, Sampler
+from ldm.interfaces import Condition, Denoiser, Guidance, Sampler
 from ldm.latents.model import LatentDiffusion
 from ldm.ranges import to_uint8
 from ldm.sampling.inputs import ImageLike, read_images
@@ -151,6 +153,11 @@ class Model:
     def __repr__(self) -> str:
         size, takes = self.loaded.card["size"], ", ".join(self.network.conditioner.inputs) or "no condition"
         return f"Model({size}x{size} px, takes {takes}, {len(self.classes)} classes, on {self.device})"
+
+    def condition_of(self, record: Record) -> Condition:
+        """What to ask for, to get what an image of a data set shows; its class only if the model knows it."""
+        label = record.label if record.label in self.classes else None
+        return condition_of(self.network.conditioner, label, record.text, record.numbers)
 
     def plan(self, options: SampleOptions, default_n: int = 4) -> Plan:
         """Requests for what is asked, with the model's choices filled in and the guidance's second model loaded."""

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.conditioning.values import batch_of
+from ldm.diffusion.variance import LearnedNoise
 from ldm.errors import UserError
 from ldm.interfaces import Batch, ClassInput, Condition, ConditioningImage, Denoise, Input, Noise, Task, TaskInput
 from ldm.latents.model import LatentDiffusion
 from ldm.sampling.request import InputImage, Mix, SampleRequest, SamplingConfig
-from ldm.sampling.wrappers import LearnedNoise, mixture, windows
+from ldm.sampling.wrappers import mixture, windows
 
 CHUNK_SIZE = 8  # pictures per network call on a GPU, the last call padded: arithmetic of another batch size rounds differently
 SMALL = 32 * 32  # positions of a picture's latents up to which several threads make a picture hardly sooner than one

@@ -8,7 +8,7 @@ from ldm.conditioning.values import checked, described
 from ldm.diffusion.samplers import LCM, RePaint
 from ldm.diffusion.schedule import Spacing
 from ldm.errors import UserError
-from ldm.interfaces import ClassInput, Condition, Guidance, Input, NumberInput, Sampler, Task, TextInput
+from ldm.interfaces import ClassInput, Condition, Guidance, Input, Sampler, Task, TextInput
 from ldm.latents.model import LatentDiffusion
 from ldm.model_folder import Loaded
 from ldm.sampling.inputs import ImageFormat, ImageLike, read_images
@@ -120,20 +120,7 @@ def as_condition(inputs: Mapping[str, Input], names: Sequence[str], wanted: str 
     for kind in (ClassInput, TextInput):
         if kind in kinds:
             return checked(inputs, {kinds[kind]: wanted}, names)
-    if NumberInput in kinds:
-        return checked(inputs, parse_numbers(str(wanted)), names)
     raise UserError(f"this model takes {described(inputs)}, {wanted!r} was asked for: leave it out")
-
-
-def parse_numbers(text: str) -> dict[str, str]:
-    """'age=30, dose=1.5' by name."""
-    found = {}
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, sign, value = (piece.strip() for piece in part.partition("="))
-        if not sign or not name or not value:
-            raise UserError(f"{part!r} is no number with a name: give NAME=NUMBER, separated by commas")
-        found[name] = value
-    return found
 
 
 def classes_of(names: Sequence[str], wanted: Sequence[str], num: int, per_class: int) -> list[str | None]:
@@ -163,6 +150,13 @@ def image_format(loaded: Loaded) -> ImageFormat:
     return ImageFormat(frames, loaded.model.latents.autoencoder.image_channels // frames, tuple(window) if window else None)
 
 
+def image_size(loaded: Loaded, config: SamplingConfig, size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The size of the image of which pictures of `size` px are made; None: the image's own."""
+    takes = loaded.model.conditioner.image
+    factor = config.task.downscale if config.task else takes.downscale if takes else 1
+    return None if size is None else (size[0] // factor, size[1] // factor)
+
+
 def _images(loaded: Loaded, config: SamplingConfig, options: SampleOptions) -> tuple[list[InputImage], list[str]]:
     """The images that the user gave, as the task or the model wants them."""
     files: dict[str, Any] = {"mask": options.mask, "source-class": options.shows, "to-image": options.to_image}
@@ -181,11 +175,7 @@ def _images(loaded: Loaded, config: SamplingConfig, options: SampleOptions) -> t
         )
     names, inputs = loaded.card["classes"], inputs_of(loaded.model, config, loaded.card["classes"])
     shows = {} if options.shows is None else as_condition(inputs, names, options.shows)
-    if config.size is None:
-        size = None
-    else:
-        factor = config.task.downscale if config.task else takes.downscale if takes else 1
-        size = (config.size[0] // factor, config.size[1] // factor)
+    size = image_size(loaded, config, config.size)
     return read_images(options.image, image_format(loaded), options.mask, options.to_image, shows, size)
 
 

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from PIL import Image
 from ldm import __version__, model_folder, registry
 from ldm.errors import UserError
 from ldm.interfaces import Condition, Guidance, Sampler, Task
-from ldm.sampling.request import Mix, SampleRequest, SamplingConfig, SeedNoise, Slerp
+from ldm.sampling.request import InputImage, Mix, SampleRequest, SamplingConfig, SeedNoise, Slerp
 
 TEXT_KEY = "ldm"  # of the PNG's text chunk
 MAX_SIDE, MAX_STEPS = 16384, 100_000  # more than anybody needs, and still an end
@@ -81,6 +81,8 @@ class StoredSettings:
     facts: Mapping[str, Any] = field(default_factory=dict)  # of its images
     shows: Condition = field(default_factory=dict)
     weight: float = 0.0
+    size: tuple[int, int] | None = None  # to which its image was resized
+    old: bool = False  # of a version that resized every image to the training's size
     watermark: bool = False
     tile: int = 0
     chunk_size: int = OLD_CHUNK_SIZE
@@ -111,14 +113,39 @@ class StoredSettings:
         first = old.condition("condition") or {}
         condition = Mix(first, old.condition("to_condition") or {}, weight) if "to_condition" in old.data else first
         request = SampleRequest(index, noise, condition, old.condition("negative"))
+        config = old.config()
         facts = {name: old.data[name] for name in FACTS if name in old.data}
         precision, model = old.data.get("precision", "32-true"), old.data.get("model_sha256")
         if not isinstance(model, str) or precision not in ("32-true", "bf16-mixed", "16-mixed"):
             raise UserError(f"its model is {model!r}, its precision {precision!r}")
         return cls(
-            request, old.config(), model, facts, old.condition("shows") or {}, weight, bool(old.data.get("watermark", False)),
-            old.whole("tile", 0, MAX_SIDE, 0), old.whole("chunk_size", 1, 4096, OLD_CHUNK_SIZE), precision,
+            request, config, model, facts, old.condition("shows") or {}, weight, config.size, "old" in old.data,
+            bool(old.data.get("watermark", False)), old.whole("tile", 0, MAX_SIDE, 0),
+            old.whole("chunk_size", 1, 4096, OLD_CHUNK_SIZE), precision,
         )  # fmt: skip
+
+    def with_companion(self, given: str | None) -> SamplingConfig:
+        """Its configuration, whose guidance's second model is a shipped one or the one that the user gives: no other path is opened."""
+        config, name = self.config, self.config.guidance.companion
+        if name is None or (name.isidentifier() and (model_folder.SHIPPED / name).is_dir()):
+            return config
+        if given is None:
+            raise UserError(f"the picture was made with the second model {name!r}: give it with --guide-model")
+        field = "classifier" if config.guidance.needs_labels else "weaker"
+        return replace(config, guidance=replace(config.guidance, **{field: given}))  # type: ignore[type-var]
+
+    def matching(self, images: Sequence[InputImage]) -> InputImage:
+        """The image, or frame, that the picture was made from; a UserError that says which file is another one."""
+        wrong, image = ["image"], None
+        for image in images:
+            names = ("image_sha256", "frame", "mask_sha256", "to_image_sha256")
+            wrong = [name for name in names if image.facts.get(name) != self.facts.get(name)]
+            if not wrong or wrong[0] not in names[:2]:
+                break
+        if wrong or image is None:
+            what = "image" if wrong[0] == "frame" else wrong[0].removesuffix("_sha256").replace("_", "-")
+            raise UserError(f"the picture was made with another file as {what}, or with none: give that")
+        return image
 
 
 FACTS = ("image", "image_sha256", "frame", "mask_sha256", "to_image", "to_image_sha256")

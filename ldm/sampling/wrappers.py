@@ -1,4 +1,4 @@
-"""Wrappers Denoise -> Denoise around any model's D: mixtures, windows; and noise whose variance the model has learned."""
+"""Wrappers Denoise -> Denoise around any model's D: mixtures and windows; and interpolation of noise."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.diffusion.variance import log_variances
-from ldm.interfaces import Cond, Denoise, Denoiser, Noise
+from ldm.interfaces import Denoise
 
 
 def mixture(one: Denoise, other: Denoise, weight: Tensor) -> Denoise:
@@ -59,24 +58,3 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
         return torch.lerp(a, b, weight)
     one, other = (torch.sin(share * angle) / torch.sin(angle) for share in (1 - weight, weight))
     return one * a + other * b
-
-
-class LearnedNoise:
-    """A sampler's noise with the learned variances, for samplers that add the posterior's between levels: eta = 1."""
-
-    def __init__(self, denoiser: Denoiser, sigmas: Tensor, noise: Noise) -> None:
-        self.denoiser, self.sigmas, self.draw = denoiser, sigmas.double(), noise
-        self.fraction, self.sigma = torch.zeros(()), sigmas[0]
-
-    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """As denoiser.predict; keeps what the network says of the variances."""
-        output = self.denoiser.raw(x, sigma, cond)
-        self.fraction, self.sigma = output[:, x.shape[1] :], sigma
-        return self.denoiser.z0(x, sigma, output)
-
-    def noise(self) -> Tensor:
-        drawn = self.draw()
-        s = self.sigma.double()
-        small, large = log_variances(s, self.sigmas[self.sigmas < s.to(self.sigmas)][0].to(s))
-        share = (self.fraction[: len(drawn)] + 1) / 2  # with guidance the conditional half comes first
-        return drawn * torch.exp(share * float(large - small) / 2)

@@ -59,6 +59,10 @@ class DiffusionStage(TrainingStage):
         self.sampling, self.held_out_loss = SamplingConfig(sampler, guidance, sampling_steps, spacing), self.mean()
         self._teacher_model: tuple[LatentModel, SamplingConfig] | None = None  # a tuple hides it from state_dict
 
+    @property
+    def num_classes(self) -> int:
+        return self.model.conditioner.num_classes
+
     def on_fit_start(self) -> None:
         """Cache the latents, if the data module has a cache; measure them, unless a checkpoint brought the statistics."""
         latents, frames = self.model.latents, self.model.denoiser.network.frames

@@ -14,6 +14,7 @@ from ldm.errors import UserError
 from ldm.interfaces import Autoencoder, Batch, Posterior, TrainingData
 from ldm.latents.space import LatentSpace
 from ldm.ranges import to_float
+from ldm.stages.plain import PlainData, as_batch
 
 
 class TrainingStage(L.LightningModule):
@@ -21,13 +22,30 @@ class TrainingStage(L.LightningModule):
 
     model: Any  # an nn.Module and Buildable
     seed: int
+    _plain: tuple[PlainData] | None = None
 
     @property
     def data(self) -> TrainingData:
         data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, TrainingData):
-            raise UserError("training needs a data module of ldm.data: pass one with --data or -c configs/data/...")
-        return data
+        if isinstance(data, TrainingData):
+            return data
+        if self._plain is None:  # a DataLoader was passed to the Trainer
+            loop: Any = self.trainer.fit_loop if self.trainer.training or self.trainer.sanity_checking else self.trainer.validate_loop
+            loop.setup_data()
+            loader = self.trainer.train_dataloader or self.trainer.val_dataloaders
+            if loader is None:
+                raise UserError("training needs a data module of ldm.data (--data or -c data/...), or a DataLoader of images")
+            self._plain = (PlainData(loader, self.num_classes),)
+        return self._plain[0]
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the model tells apart, for data that do not say."""
+        return 0
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        """A batch of ours, whatever the loader gives."""
+        return as_batch(batch)
 
     def seed_step(self, batch_idx: int) -> None:
         """Noise, timesteps and dropout depend on (seed, rank, epoch, batch) alone, so a resumed run repeats none and skips none."""

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import yaml
 
 from ldm import model_folder, registry
-from ldm.commands.configs import read_config
+from ldm.console.configs import read_config
 from ldm.errors import UserError, nearest
 
 WIDTH = 118  # columns of a help page
@@ -22,7 +22,7 @@ class Option:
     """One option of a command; without help it is one that earlier versions had.
 
     name: `--size`, or `model` for an argument without a name.  type: text -> value, a UserError where it is none; `switch`: it takes no
-    value.  base: the kind of part that it names, whose arguments are given as `--sampler.eta 1`.  old: spellings of earlier versions.
+    value.  base: the kind of part that it names, whose arguments are given as `--sampler.eta 1`.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Option:
     group: str = "options"
     base: Any = None
     rooms: tuple[str, ...] = ("diffusion", "sampling")
-    old: tuple[str, ...] = ()
+    required: bool = False
 
     @property
     def key(self) -> str:
@@ -105,6 +105,49 @@ def numbers(text: str) -> list[float]:
     return [number(part) for part in text.strip("[]() ").split(",")]
 
 
+def words(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def steps(text: str) -> int | list[float]:
+    """How many steps, or which."""
+    listed = numbers(text) if "," in text or text.startswith("[") else None
+    return listed or whole(-(2**31), "a whole number, or a list of steps such as 999,500,100")(text)
+
+
+def sides(text: str) -> list[int]:
+    """px on the left, right, top and bottom."""
+    found = [int(each) for each in numbers(text)]
+    if len(found) != 4 or min(found) < 0:
+        raise UserError(f"{found}; give 4 numbers of 0 or more: px on the left, right, top and bottom")
+    return found
+
+
+def number_or_name(text: str) -> float | str:
+    """A number, or the name of a part."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def prompts(text: str) -> list[str]:
+    """One prompt; [one, other] is the spelling of earlier versions for several."""
+    return words(text[1:-1]) if text.startswith("[") and text.endswith("]") else [text]
+
+
+def named_numbers(text: str) -> dict[str, float]:
+    """'age=30, dose=1.5' by name."""
+    found = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, sign, value = (piece.strip() for piece in part.partition("="))
+        if not sign or not name or not value:
+            raise UserError(f"{part!r}; give NAME=NUMBER, separated by commas")
+        found[name] = number(value)
+    return found
+
+
 def device(text: str) -> str:
     """auto, cpu, cuda (also cuda:1) or mps; `gpu` is the word of earlier versions."""
     if text == "gpu":
@@ -115,7 +158,7 @@ def device(text: str) -> str:
     return text
 
 
-DEVICE = Option("--device", "auto (a GPU if there is one), cpu, cuda, mps", device, "auto", group="machine", old=("--trainer.accelerator",))
+DEVICE = Option("--device", "auto (a GPU if there is one), cpu, cuda, mps", device, "auto", group="machine")
 
 
 def warn(sentence: str) -> None:
@@ -123,9 +166,16 @@ def warn(sentence: str) -> None:
     print(f"ldm: {sentence}", file=sys.stderr)
 
 
-def parse(command: str, description: str, options: Sequence[Option], arguments: Sequence[str], example: str = "") -> dict[str, Any]:
-    """Values by the options' keys.  Files after -c come first, the command line wins; parts are built."""
-    plain, nested = _untangled(list(arguments), options)
+def parse(
+    command: str, description: str, options: Sequence[Option], arguments: Sequence[str], old: Mapping[str, str] | None = None,
+    example: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """Values by the options' keys.  Files after -c come first, the command line wins; parts are built.
+
+    old: spellings of earlier versions and today's, which still work with a warning, as `_` in the place of `-` does.
+    """
+    spellings = {name: next(option for option in options if option.name == today) for name, today in (old or {}).items()}
+    plain, nested = _untangled(list(arguments), options, spellings)
     parser = _parser(command, description, options, example)
     found, unknown = parser.parse_known_args(plain)
     if unknown:
@@ -133,7 +183,7 @@ def parse(command: str, description: str, options: Sequence[Option], arguments: 
     given = {key.removesuffix(" by name"): value for key, value in vars(found).items() if value is not None}
     values = {option.key: option.default for option in options}
     for file in given.pop("config", []):
-        values |= _from_config(file, options)
+        values |= _from_config(file, options, spellings)
     for option in options:
         if option.key in given:
             values[option.key] = _typed(option, given[option.key])
@@ -141,8 +191,8 @@ def parse(command: str, description: str, options: Sequence[Option], arguments: 
             values[option.key] = _with_fields(option, values[option.key], fields)
     built = {option.key: _built(option, values[option.key]) for option in options}
     for option in options:
-        if not option.name.startswith("-") and built[option.key] is None:
-            raise UserError(f"{option.key} is missing: {option.help} (ldm {command} --help)")
+        if built[option.key] is None and (option.required or not option.name.startswith("-")):
+            raise UserError(f"{option.name} is missing: {option.help} (ldm {command} --help)")
     return built
 
 
@@ -156,9 +206,9 @@ def _typed(option: Option, text: Any) -> Any:
         raise UserError(f"{option.name} is {error}") from error
 
 
-def _from_config(file: str, options: Sequence[Option]) -> dict[str, Any]:
+def _from_config(file: str, options: Sequence[Option], old: Mapping[str, Option]) -> dict[str, Any]:
     """Values of a YAML file, whose keys are names of options."""
-    by_key = {spelling.lstrip("-").replace("-", "_"): option for option in options for spelling in (option.name, *option.old)}
+    by_key = {option.key: option for option in options} | {name.lstrip("-").replace("-", "_"): option for name, option in old.items()}
     values = {}
     for name, value in read_config(file).items():
         if str(name).replace("-", "_") not in by_key:
@@ -187,10 +237,9 @@ def _built(option: Option, value: Any) -> Any:
     return model_folder.build(registry.resolve(spec, option.base, option.name, (*option.rooms, "degradations")))
 
 
-def _untangled(arguments: list[str], options: Sequence[Option]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+def _untangled(arguments: list[str], options: Sequence[Option], old: Mapping[str, Option]) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """The command line in today's spelling, with a warning for each old one, and arguments of parts by option."""
     by_name = {option.name: option for option in options}
-    old = {spelling: option for option in options for spelling in option.old}
     plain, nested, i = list[str](), dict[str, dict[str, Any]](), 0
     while i < len(arguments):
         name, sign, value = arguments[i].partition("=")
