@@ -1,30 +1,47 @@
 """Clips: films in and out, the autoencoder and the UNet of frames, and models of clips from the command line."""
 
+import json
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY_DIFFUSION, normal, randomise
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, features
 from torch import nn
 
 from ldm import model_folder
 from ldm.autoencoder.bottleneck import KL
 from ldm.autoencoder.conv import ConvAutoencoder
-from ldm.callbacks.writer import frames_in, settings_in
 from ldm.cli import main
-from ldm.data.films import ClipImages, count_frames, frames_of, milliseconds_of, write_film
-from ldm.degradations import LUMA, Grey
+from ldm.data.films import (
+    VIDEO,
+    ClipImages,
+    count_frames,
+    frames_of,
+    milliseconds_of,
+    timing_of,
+    write_film,
+)
+from ldm.degradations import LUMA, Grayscale
+from ldm.errors import UserError
 from ldm.frames import apart, strip, together
 from ldm.interfaces import Cond
+from ldm.latents.clips import FrameStack
+from ldm.latents.model import LatentDiffusion
 from ldm.nn.attention import attend, attend_within
 from ldm.nn.frames import FrameMixing
 from ldm.nn.unet import UNet
-from ldm.stages.clips import FrameStack
+from ldm.sampling.settings import settings_in
+from ldm.sampling.writer import frames_in
 from ldm.stages.diffusion import start_from
-from ldm.stages.model import LatentDiffusion
 
 
 def film(count: int, size: int = 64, seed: int = 0) -> list[Image.Image]:
@@ -53,6 +70,11 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_film(film(7, seed=10), folder / "film10.gif")
     write_film(film(2), folder / "short.webp")
     return folder
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scratch")
 
 
 def test_apart_and_together_are_inverse_and_a_strip_shows_the_frames_in_order() -> None:
@@ -105,8 +127,443 @@ def test_bad_films(films: Path, tmp_path: Path) -> None:
     pytest.importorskip("av")
     (tmp_path / "no.mp4").write_bytes(b"no film")
     for use in (lambda path: list(frames_of(path)), count_frames, milliseconds_of, lambda path: ClipImages(str(path.parent), 32, frames=2)):
-        with pytest.raises(ValueError, match=r"no.mp4' cannot be read as a video .*: repair it, or take it away"):
+        with pytest.raises(ValueError, match=r"no.mp4' cannot be read: .*; repair it, or take it away"):
             use(tmp_path / "no.mp4")
+
+
+# -----------------------------------------------------------------------------------------------------------
+# What is a film, and in which order
+# -----------------------------------------------------------------------------------------------------------
+
+
+def names(folder: Path) -> list[str]:
+    return [frame.file.name for frame in frames_of(folder)]
+
+
+def fill(folder: Path, *files: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(files):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / name)
+    return folder
+
+
+def test_frames_of_a_folder_are_in_natural_order(tmp_path: Path) -> None:
+    wanted = ["1.png", "01.png", "2.png", "10.PNG", "a1b10.png", "a1b9.png", "a02b1.png", "b.jpg"]
+    fill(tmp_path, *sorted(wanted))
+    wanted = ["01.png", "1.png", "2.png", "10.PNG", "a1b9.png", "a1b10.png", "a02b1.png", "b.jpg"]
+    assert names(tmp_path) == wanted
+    assert count_frames(tmp_path) == len(wanted)
+    assert timing_of(tmp_path) == ([100.0] * len(wanted), 0, None)
+
+
+def test_files_of_the_system_are_no_frames(tmp_path: Path) -> None:
+    fill(tmp_path, "0.png", "1.png")
+    for name in ("._0.png", ".hidden.png", "Thumbs.db", "notes.txt"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    (tmp_path / "2.png").mkdir()
+    assert names(tmp_path) == ["0.png", "1.png"]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "._0.png").touch()
+    with pytest.raises(UserError, match=r"no images in '.*none': allowed are \.avif "):
+        list(frames_of(tmp_path / "none"))
+
+
+def test_a_folder_of_ours_is_read_as_its_manifest_says(tmp_path: Path) -> None:
+    fill(tmp_path, "0.png", "1.png", "2.png", "10.png", "grid.png", "preview.png", "0-steps.png")
+    write_film(film(2), tmp_path / "animation.webp")
+    lines = [json.dumps({"file": name, "seed": 0}) for name in ("10.png", "2.png", "1.png", "gone.png")]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines) + "\n\n")
+    assert names(tmp_path) == ["10.png", "2.png", "1.png"]
+    assert count_frames(tmp_path) == 3
+    assert timing_of(tmp_path).milliseconds == [100.0] * 3
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"",
+        b"\n",
+        b"not json",
+        b"\xff\xfe{}",
+        b"[1]\n",
+        b'{"audio_filepath": "a.wav"}\n',
+        b'{"file": 3}\n',
+        b'{"file": ["1.png"]}\n',
+        b'{"file": "2.png"}\n{"files": "1.png"}\n',
+        b'{"file": "2.png"}\n{"file": \n',
+        b'{"file": "gone.png"}\n',
+        b'{"file": "../outside.png"}\n',
+        b'{"file": "sub/1.png"}\n',
+        b'{"file": "\\u0000.png"}\n{"file": "\\ud800.png"}\n',
+        b'{"file": "%s.png"}\n' % (b"x" * 5000),
+        b"[" * 100_000,
+        b'{"file": ' + b"9" * 10_000 + b"}\n",
+        None,
+    ],
+    ids=range(18),
+)
+def test_a_manifest_that_is_not_ours_is_ignored(tmp_path: Path, manifest: bytes | None) -> None:
+    fill(tmp_path, "outside.png")
+    folder = fill(tmp_path / "frames", "1.png", "2.png", "grid.png")
+    if manifest is None:
+        (folder / "manifest.jsonl").mkdir()
+    else:
+        (folder / "manifest.jsonl").write_bytes(manifest)
+    assert names(folder) == ["1.png", "2.png", "grid.png"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("MPO", "phone.jpg"), ("TIFF", "scan.tif"), ("ICO", "x.ico")])
+def test_images_that_do_not_follow_in_time_are_one_frame(tmp_path: Path, kind: str, name: str) -> None:
+    first, *others = film(3)
+    options = {"save_all": True} if kind != "ICO" else {"sizes": [(16, 16), (64, 64)]}
+    first.save(tmp_path / name, kind, append_images=others, **options)
+    (frame,) = frames_of(tmp_path / name)
+    assert (frame.file, frame.number, frame.milliseconds) == (tmp_path / name, 0, 100)
+    assert np.abs(np.asarray(frame.image).astype(int) - np.asarray(first)).mean() < 3
+    assert count_frames(tmp_path / name) == 1
+    assert timing_of(tmp_path / name) == ([100.0], 0, None)
+
+
+def test_what_an_apng_shows_where_it_is_not_understood_is_no_frame(tmp_path: Path) -> None:
+    still, *frames = film(4)
+    options = {"default_image": True, "duration": [30, 40, 50]}
+    still.save(tmp_path / "x.png", save_all=True, append_images=frames, **options)
+    read = list(frames_of(tmp_path / "x.png"))
+    assert [frame.number for frame in read] == [0, 1, 2]
+    assert [frame.milliseconds for frame in read] == [30, 40, 50]
+    assert np.array_equal(pixels([frame.image for frame in read]), pixels(frames))
+    assert count_frames(tmp_path / "x.png") == 3
+
+
+def test_transparent_parts_of_a_gif_are_white_in_every_frame(tmp_path: Path) -> None:
+    wanted = film(3)
+    frames = []
+    for opaque in wanted:
+        values = np.asarray(opaque)
+        alpha = np.where((values == values[0, 0]).all(-1), 0, 255).astype(np.uint8)  # the ground
+        frames.append(Image.fromarray(np.dstack([values, alpha])))
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:], disposal=2)
+    with Image.open(tmp_path / "x.gif") as image:
+        assert image.mode == "P"
+        assert "transparency" in image.info
+    for frame, opaque in zip(frames_of(tmp_path / "x.gif"), wanted, strict=True):
+        values = np.asarray(opaque)
+        shown = np.where((values == values[0, 0]).all(-1, keepdims=True), 255, values)
+        assert np.array_equal(np.asarray(frame.image), shown)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Time, loops
+# -----------------------------------------------------------------------------------------------------------
+
+UNEVEN = [100, 1000, 100, 2000]
+UNITS = {".gif": 10, ".webp": 1, ".png": 1, ".mp4": 1 / 90, ".mov": 1 / 90}  # ms
+
+
+@pytest.mark.parametrize("loop", [None, 0, 3])
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_images_keep_their_durations_and_loops(tmp_path: Path, suffix: str, loop: int | None) -> None:
+    path = tmp_path / f"x{suffix}"
+    assert write_film(film(4), path, UNEVEN, loop) is None
+    assert timing_of(path) == (UNEVEN, loop, None)
+    assert [frame.milliseconds for frame in frames_of(path)] == UNEVEN
+    with Image.open(path) as image:  # what others read
+        assert image.info.get("loop") == (1 if loop is None and suffix != ".gif" else loop)
+    copy = tmp_path / "copy.webp"
+    write_film([frame.image for frame in frames_of(path)], copy, *timing_of(path))
+    assert timing_of(copy) == (UNEVEN, loop, None)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow was built without AVIF")
+def test_avif_keeps_its_durations(tmp_path: Path) -> None:
+    first, *others = film(4)
+    first.save(tmp_path / "x.avif", save_all=True, append_images=others, duration=UNEVEN)
+    assert timing_of(tmp_path / "x.avif") == (UNEVEN, 0, None)
+    assert [frame.milliseconds for frame in frames_of(tmp_path / "x.avif")] == UNEVEN
+    assert count_frames(tmp_path / "x.avif") == 4
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".mp4"])
+def test_one_picture_is_a_film(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".mp4":
+        pytest.importorskip("av")
+    path = tmp_path / f"x{suffix}"
+    assert write_film(film(1), path, 250) is None
+    assert len(list(frames_of(path))) == count_frames(path) == len(timing_of(path).milliseconds) == 1
+
+
+@settings(deadline=None, max_examples=15)
+@given(data=st.data())
+@pytest.mark.parametrize("suffix", UNITS)
+def test_whatever_the_durations_no_error_grows(scratch: Path, suffix: str, data: st.DataObject) -> None:
+    if suffix in VIDEO:
+        pytest.importorskip("av")
+    step = UNITS[suffix]
+    durations = data.draw(st.lists(st.floats(step, 3000), min_size=2, max_size=9))
+    path = scratch / f"x{suffix}"
+    note = write_film(film(len(durations)), path, durations)
+    kept = timing_of(path).milliseconds
+    assert len(kept) == len(durations)
+    assert np.abs(np.cumsum(kept) - np.cumsum(durations)).max() <= step + 1e-3
+    assert (note is not None) == (suffix == ".gif" and np.abs(np.subtract(kept, durations)).max() > 1.001)
+    if note is not None:
+        assert note == f"in '{path}' the durations of frames are rounded to steps of 10 ms, 655350 at most"
+
+
+def test_films_that_cannot_be_written(tmp_path: Path) -> None:
+    endings = r"\.gif \.m4v \.mkv \.mov \.mp4 \.png \.webp"
+    with pytest.raises(UserError, match=rf"x.avi': choose one of the endings {endings}$"):
+        write_film(film(2), tmp_path / "x.avi")
+    for images, milliseconds in ((film(2), [100]), ([], 100)):
+        with pytest.raises(ValueError, match="make no film") as error:
+            write_film(images, tmp_path / "x.gif", milliseconds)
+        assert not isinstance(error.value, UserError), "a mistake of ours"
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Videos: time, turns, sound
+# -----------------------------------------------------------------------------------------------------------
+
+TIMES = (0, 100, 200, 1200, 1300, 1400, 3400, 3500)  # ms
+STEPS = [100, 100, 1000, 100, 100, 2000, 100]
+
+
+def record(
+    path: Path,
+    images: list[Image.Image],
+    times: Sequence[int] = (),
+    start: int = 0,
+    **facts: Any,
+) -> Path:
+    """A video as others write it; facts: sound (a codec), matrix, ratio of pixels, options of x264, title."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w", metadata_encoding="latin-1") as container:
+        container.metadata["title"] = facts.get("title", "none")
+        stream = container.add_stream("libx264", rate=10, options=facts.get("options", {}))
+        (stream.width, stream.height), stream.pix_fmt = images[0].size, "yuv444p"
+        if times:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.sample_aspect_ratio = facts.get("ratio", Fraction(1))
+        if "matrix" in facts:
+            stream.set_display_matrix(facts["matrix"])
+        sound = container.add_stream(facts["sound"], rate=48000, layout="mono") if "sound" in facts else None
+        for image, time in zip(images, times or [None] * len(images), strict=True):
+            frame = av.VideoFrame.from_image(image)
+            if time is not None:
+                frame.pts, frame.time_base = start + time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        for number in range(170 if sound else 0):
+            size = sound.codec_context.frame_size or 1024
+            wave = np.sin(np.arange(number * size, (number + 1) * size) / 20) / 3
+            kind = sound.codec_context.format.name
+            values = wave.astype(np.float32) if kind.startswith("flt") else (wave * 32767).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(values[None], format=kind, layout="mono")
+            frame.sample_rate, frame.time_base = 48000, Fraction(1, 48000)
+            frame.pts = number * size + start * 48
+            container.mux(sound.encode(frame))
+        if sound:
+            container.mux(sound.encode())
+    return path
+
+
+def sound_of(path: Path) -> tuple[np.ndarray, list[bytes]]:
+    """Times (ms) and bytes of all packets."""
+    av = pytest.importorskip("av")
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(audio=0) if packet.dts is not None]
+        times = [float(1000 * packet.pts * packet.time_base) for packet in packets]
+        return np.array(times), [bytes(packet) for packet in packets]
+
+
+@pytest.mark.parametrize("options", [{}, {"bf": "0"}], ids=["B-frames", "none"])
+@pytest.mark.parametrize(("suffix", "start"), [(".mp4", 0), (".mkv", 0), (".mkv", 2000), (".mov", 0)])
+def test_each_frame_of_a_video_keeps_its_time(tmp_path: Path, suffix: str, start: int, options: dict) -> None:
+    images = film(8)
+    path = record(tmp_path / f"in{suffix}", images, TIMES, start, options=options)
+    read = list(frames_of(path))
+    assert [frame.milliseconds for frame in read[:-1]] == STEPS
+    assert 50 <= read[-1].milliseconds <= 250, "the last one's is estimated in some containers"
+    assert timing_of(path).milliseconds == [frame.milliseconds for frame in read]
+    assert count_frames(path) == 8
+    assert np.abs(pixels([frame.image for frame in read]).astype(int) - pixels(images)).mean() < 12
+    out = tmp_path / "out.mp4"
+    assert write_film([frame.image for frame in read], out, timing_of(path).milliseconds) is None
+    assert timing_of(out).milliseconds == pytest.approx(timing_of(path).milliseconds, abs=0.02)
+
+
+@pytest.mark.parametrize("options", [{"bf": "3"}, {"bf": "0"}], ids=["B-frames", "none"])
+def test_an_avi_has_one_rate(tmp_path: Path, options: dict) -> None:
+    path = record(tmp_path / "in.avi", film(9), options=options)
+    assert timing_of(path).milliseconds == [100.0] * 9
+
+
+TURNED = {  # display matrix -> the colours of the four corners as they are to be seen, row by row
+    (1, 0, 0, 1): "RGBW",
+    (-1, 0, 0, 1): "GRWB",
+    (1, 0, 0, -1): "BWRG",
+    (-1, 0, 0, -1): "WBGR",
+    (0, 1, -1, 0): "BRWG",  # clockwise, as phones held upright write
+    (0, -1, 1, 0): "GWRB",
+    (0, 1, 1, 0): "RBGW",
+    (0, -1, -1, 0): "WGBR",
+}
+COLOURS = {"R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "W": (255, 255, 255)}
+
+
+@pytest.mark.parametrize("matrix", TURNED)
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_videos_are_upright(tmp_path: Path, suffix: str, matrix: tuple[int, int, int, int]) -> None:
+    stream = pytest.importorskip("av").video.stream.VideoStream
+    if not hasattr(stream, "set_display_matrix"):
+        pytest.skip("this av cannot write a display matrix")
+    image = Image.new("RGB", (64, 32))
+    for colour, place in zip("RGBW", [(0, 0), (32, 0), (0, 16), (32, 16)], strict=True):
+        image.paste(COLOURS[colour], (*place, place[0] + 32, place[1] + 16))
+    a, b, c, d = (value * 2**16 for value in matrix)
+    path = record(tmp_path / f"x{suffix}", [image] * 3, matrix=[a, b, 0, c, d, 0, 0, 0, 2**30])
+    for frame in frames_of(path):
+        width, height = frame.image.size
+        assert (width, height) == ((64, 32) if matrix[0] else (32, 64))
+        corners = [frame.image.getpixel((x, y)) for y in (4, height - 5) for x in (4, width - 5)]
+        wanted = [COLOURS[colour] for colour in TURNED[matrix]]
+        assert np.abs(np.subtract(corners, wanted)).max() < 30
+
+
+def test_pixels_that_are_not_square_become_so(tmp_path: Path) -> None:
+    path = record(tmp_path / "x.mkv", film(3), ratio=Fraction(3, 2))
+    assert {frame.image.size for frame in frames_of(path)} == {(96, 64)}
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "start"),
+    [
+        ("in.mp4", "aac", 0),
+        ("in.mkv", "aac", 2000),
+        ("in.mkv", "libopus", 0),
+        ("in.mkv", "flac", 0),
+        ("in.mov", "pcm_s16le", 0),
+    ],
+)
+def test_sound_is_copied_as_it_is_and_in_time(tmp_path: Path, name: str, codec: str, start: int) -> None:
+    path = record(tmp_path / name, film(8), TIMES, start, sound=codec)
+    timing = timing_of(path)
+    assert timing.sound == path
+    images = [frame.image for frame in frames_of(path)]
+    assert write_film(images, tmp_path / "out.mp4", *timing) is None
+    (times, data), (kept_times, kept) = sound_of(path), sound_of(tmp_path / "out.mp4")
+    assert data == kept
+    assert np.abs(kept_times - (times - start)).max() < 1.5, "relative to the pictures"
+    assert timing_of(tmp_path / "out.mp4").sound == tmp_path / "out.mp4"
+    assert timing_of(tmp_path / "out.mp4").milliseconds == pytest.approx(timing.milliseconds, abs=0.02)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_sound_that_images_cannot_hold_is_told(tmp_path: Path, suffix: str) -> None:
+    note = write_film(film(4), tmp_path / f"out{suffix}", [15] * 4, sound=Path("in.mp4"))
+    assert note is not None
+    assert note.endswith("the sound of 'in.mp4' is lost, which only a video can hold")
+    assert ("rounded to steps of 10 ms" in note) == (suffix == ".gif")
+
+
+def test_sound_that_a_video_cannot_hold_is_told(tmp_path: Path) -> None:
+    path = record(tmp_path / "in.avi", film(4), sound="adpcm_ms")
+    (tmp_path / "broken.mp4").write_bytes(b"no film")
+    sounds = {
+        path: "'mp4' format does not support 'adpcm_ms' codec",
+        record(tmp_path / "mute.mp4", film(4)): "there is none",
+        tmp_path / "broken.mp4": "Invalid data found when processing input",
+        tmp_path / "gone.mp4": "No such file or directory",
+    }
+    for sound, reason in sounds.items():
+        note = write_film(film(4), tmp_path / "out.mp4", UNEVEN, sound=sound)
+        assert note == f"the sound of '{sound}' is lost: 'out.mp4' cannot hold it as it is ({reason})"
+        assert timing_of(tmp_path / "out.mp4") == (UNEVEN, None, None)
+
+
+def test_a_title_that_is_not_utf_8_is_no_obstacle(tmp_path: Path) -> None:
+    path = record(tmp_path / "x.mp4", film(3), title="été")
+    assert len(list(frames_of(path))) == count_frames(path) == 3
+
+
+def test_sound_alone_is_no_film(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "x.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=48000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 48000
+        container.mux([*stream.encode(frame), *stream.encode()])
+    for use in (lambda path: list(frames_of(path)), count_frames, timing_of):
+        with pytest.raises(UserError, match=r"x.mp4' cannot be read: it has no pictures; repair it"):
+            use(tmp_path / "x.mp4")
+
+
+def test_without_av_a_sentence_tells_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    for use in (lambda: list(frames_of(tmp_path / "x.mp4")), lambda: write_film(film(2), tmp_path / "x.mp4")):
+        with pytest.raises(UserError, match=r"^video files need the package av \(pip install ldm\[video\]\)"):
+            use()
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Damaged films
+# -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".mp4", ".mkv"])
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_a_damaged_film_is_read_or_named(scratch: Path, suffix: str, data: st.DataObject) -> None:
+    if suffix in VIDEO:
+        pytest.importorskip("av")
+    whole, path = scratch / f"whole{suffix}", scratch / f"damaged{suffix}"
+    if not whole.exists():
+        write_film(film(3, 16), whole, UNEVEN[:3])
+    damaged = bytearray(whole.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(damaged) * 8 - 1), max_size=3)):
+        damaged[place // 8] ^= 1 << place % 8
+    path.write_bytes(damaged[: data.draw(st.integers(0, len(damaged)) | st.just(len(damaged)))])
+    uses = {"frames": lambda path: list(frames_of(path)), "timing": timing_of, "count": count_frames}
+    use, said = data.draw(st.sampled_from(sorted(uses))), None
+    try:
+        uses[use](path)
+    except UserError as error:
+        said = str(error)
+    assert said is None or (str(path) in said and "\n" not in said)
+
+
+def test_clips_of_apng_and_of_folders_in_natural_order(tmp_path: Path) -> None:
+    write_film(film(4), tmp_path / "moving.png")
+    stills = tmp_path / "stills"
+    stills.mkdir()
+    for number, frame in enumerate(film(12, seed=1)):
+        frame.save(stills / f"{number}.png")
+    for name in ("._moving.png", "stills/._0.png", "stills/.3.png"):
+        (tmp_path / name).write_bytes(b"Mac OS X")
+    clips = ClipImages(str(tmp_path), 64, frames=4)
+    assert [record.id for record in clips.records] == ["moving.png#0", "stills#0", "stills#4", "stills#8"]
+    wanted = pixels(film(12, seed=1))
+    for index in range(3):
+        shown = apart(clips.pixels(index + 1)[None], 4).permute(0, 2, 3, 1).numpy()
+        assert np.array_equal(shown, wanted[4 * index : 4 * index + 4])
+
+
+def test_a_damaged_still_is_told_where_it_is_read(tmp_path: Path) -> None:
+    fill(tmp_path, "0.png", "1.png", "2.png", "3.png")
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    clips = ClipImages(str(tmp_path), 4, frames=2)
+    assert clips.pixels(0).shape == (6, 4, 4)
+    with pytest.raises(UserError, match=r"2.png' cannot be read: it is in none of the formats"):
+        clips.pixels(1)
+    (tmp_path / "moving.gif").write_bytes(b"GIF89a")
+    with pytest.raises(UserError, match=r"moving.gif' cannot be read: "):
+        ClipImages(str(tmp_path), 4, frames=2)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Models of clips
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_stack_is_the_autoencoder_of_images_on_every_frame() -> None:
@@ -146,10 +603,10 @@ def test_a_unet_of_clips_begins_as_that_of_images_where_frames_are_alike(token_d
 
 def test_grey_is_that_of_each_frame() -> None:
     clips = normal(2, 9, 4, 4)
-    wanted = together(Grey()(apart(clips, 3)), 3)
-    torch.testing.assert_close(Grey()(clips), wanted)
+    wanted = together(Grayscale()(apart(clips, 3)), 3)
+    torch.testing.assert_close(Grayscale()(clips), wanted)
     torch.testing.assert_close(wanted[:, 4], (clips[:, 3:6] * torch.tensor(LUMA).view(3, 1, 1)).sum(1))
-    assert torch.equal(Grey()(clips[:, :1]).round(decimals=5), clips[:, :1].round(decimals=5))
+    assert torch.equal(Grayscale()(clips[:, :1]).round(decimals=5), clips[:, :1].round(decimals=5))
 
 
 def test_frames_are_mixed_with_their_neighbours_at_each_position_by_itself() -> None:
@@ -260,5 +717,5 @@ def test_a_video_goes_in_and_a_video_of_the_same_pace_comes_out(trained: Path, t
     assert milliseconds_of(made) == pytest.approx(50)
     shown = pixels([frame.image.convert("L") for frame in frames_of(made)]).astype(int)
     wanted = pixels([Image.open(tmp_path / "out" / f"{i}.png").convert("L") for i in range(3)])
-    assert shown.shape == wanted.shape == (3, 32, 32)
+    assert shown.shape == wanted.shape == (3, 64, 64), "the shape of the film"
     assert np.abs(shown - wanted).mean() < 4, "brightness; H.264 keeps colour at half the size, and this model makes noise"

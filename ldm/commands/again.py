@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.commands.sample import make
+from ldm.conditioning.values import checked
 from ldm.console.options import DEVICE, Option, parse, path, warn
 from ldm.errors import UserError
 from ldm.interfaces import Condition
@@ -43,7 +44,7 @@ def main(command: str, arguments: list[str]) -> int:
 
     def in_words(known: Condition) -> Condition:
         """Of an older version: one word, which is a class or a text."""
-        return as_condition(inputs, classes, known["word"]) if set(known) == {"word"} else known  # type: ignore[arg-type]
+        return as_condition(inputs, classes, known["word"]) if set(known) == {"word"} else checked(inputs, known, classes)  # type: ignore[arg-type]
 
     condition = request.condition
     mixed = Mix(in_words(condition.a), in_words(condition.b), condition.weight) if isinstance(condition, Mix) else in_words(condition)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ldm.data.transforms import as_tensor, read_image
+from ldm.data.decode import as_tensor, is_hidden, opened, read_image
 from ldm.errors import UserError
 
 MANIFEST = "manifest.jsonl"  # that `ldm sample` writes
@@ -108,7 +108,8 @@ class FolderImages(Images):
             raise UserError(f"data.window is {list(window)}; give the value that becomes black, then a greater one that becomes white")
         require_folder(self.root, path, "images")
         metadata = read_metadata(self.root)
-        files = sorted(p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        found = (p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES and not is_hidden(p.relative_to(self.root)))
+        files = sorted(p for p in found if p.is_file())
         if not files:
             raise UserError(f"no images in {path!r} or below it: allowed are {' '.join(sorted(SUFFIXES))}")
         self.maps = None if maps is None else [Path(maps) / file.relative_to(self.root).with_suffix(".png") for file in files]
@@ -122,7 +123,7 @@ class FolderImages(Images):
 
     def map(self, index: int) -> Tensor:
         assert self.maps is not None
-        with Image.open(self.maps[index]) as image:
+        with opened(self.maps[index]) as image:
             return as_tensor(ImageOps.fit(image.convert("RGB"), (self.size, self.size), Image.Resampling.NEAREST))
 
     def fingerprint(self) -> str:

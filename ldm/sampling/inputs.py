@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ldm.data.decode import converted, read_mask
+from ldm.data.decode import as_mask, converted, read_mask
 from ldm.data.films import frames_of
 from ldm.data.transforms import as_tensor
 from ldm.errors import UserError
@@ -162,11 +162,8 @@ def _cut(name: str, image: Image.Image, shape: tuple[int, int]) -> list[str]:
 
 def _mask(mask: ImageLike, image: Image.Image, shape: tuple[int, int]) -> tuple[Tensor, list[str]]:
     """(1,H,W), 1 where it is white, at shape (height, width); shrinking keeps thin strokes."""
-    if isinstance(mask, (str, Path)):
-        values, note = read_mask(Path(mask))
-        name = str(mask)
-    else:
-        values, note, name = to_float(as_tensor(to_pil(mask).convert("L"))) / 2 + 0.5, None, "in memory"
+    name = str(mask) if isinstance(mask, (str, Path)) else "in memory"
+    values, note = read_mask(Path(mask)) if isinstance(mask, (str, Path)) else as_mask(to_pil(mask), name)
     white = (values > 0.5).float()
     height, width = white.shape[1:]
     if abs(width * image.height - height * image.width) > 0.01 * width * image.height:

@@ -197,5 +197,5 @@ def write_animation(job: Job, source: str) -> list[str]:
         return []
     pictures = [frame for request in requests for frame in frames_in(picture_path(job.folder.folder, request.index), job.frames)]
     timing, suffix = timing_of(film), ".mp4" if film.suffix.lower() in VIDEO else ".webp"
-    note = write_film(pictures, job.folder.folder / f"animation{suffix}", timing.milliseconds, timing.loop or 0, timing.sound)
+    note = write_film(pictures, job.folder.folder / f"animation{suffix}", timing.milliseconds, timing.loop, timing.sound)
     return [] if note is None else [note]

@@ -63,10 +63,10 @@ def settings_in(path: Path) -> dict[str, Any] | None:
         with path.open("rb") as file:
             file.seek(-12, 2)
             whole = file.read().endswith(b"IEND\xaeB`\x82")
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(path, formats=["PNG"]) as image:  # the chunks before the pixels
             text = image.info.get(TEXT_KEY)
         found = json.loads(text) if whole and text else None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # not there, not a PNG, not JSON
+    except (OSError, SyntaxError, ValueError, RecursionError, Image.DecompressionBombError):  # not there, not a PNG, not JSON, too deep
         return None
     return found if isinstance(found, dict) else None
 
