@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -38,31 +39,34 @@ class Degradation(Buildable, ABC):
         Accelerated projected gradients on |A x - y|^2 (FISTA, doi:10.1137/080716542), which move x only in what A sees; they end where no
         value misses y by more than `TOLERANCE`.
         """
-        step, ahead, momentum = 1 / self._norm(x), x, 1.0
+        step, ahead, momentum = 0.98 / _largest_eigenvalue(self, tuple(x.shape[1:]), x.device), x, 1.0
         for _ in range(iterations):
             residual = y - self(ahead)
             residual = residual - residual.clamp(-TOLERANCE, TOLERANCE)  # y was rounded: less would be made of its rounding
             if not residual.any():
                 return ahead
-            x, before = (ahead + step * self._adjoint(x, residual)).clamp(-1, 1), x
+            x, before = (ahead + step * self.adjoint(x, residual)).clamp(-1, 1), x
             momentum, last = (1 + (1 + 4 * momentum**2) ** 0.5) / 2, momentum
             ahead = (x + (last - 1) / momentum * (x - before)).clamp(-1, 1)
         return x
 
-    def _adjoint(self, x: Tensor, u: Tensor) -> Tensor:
+    def adjoint(self, x: Tensor, u: Tensor) -> Tensor:
         """A^T u, of the shape of x."""
         with torch.enable_grad():
             zero = torch.zeros_like(x, requires_grad=True)
             return torch.autograd.grad(self(zero), zero, u)[0]
 
-    def _norm(self, x: Tensor) -> float:
-        """The largest eigenvalue of A^T A, by power iteration from a flat and a rough image."""
-        v = 1 + torch.linspace(-1, 1, x[0].numel(), device=x.device, dtype=x.dtype).mul(1e3).sin().view(1, *x.shape[1:])
-        for _ in range(POWER_ITERATIONS):
-            v = self._adjoint(v, self(v))
-            norm = float(v.norm())
-            v = v / norm
-        return 1.02 * norm
+
+@cache
+def _largest_eigenvalue(degradation: Degradation, shape: tuple[int, ...], device: torch.device) -> float:
+    """Of A^T A for images of a shape (C,H,W), by power iteration from an image that is flat and rough."""
+    v = 1 + torch.linspace(-1, 1, math.prod(shape), device=device).mul(1e3).sin().view(1, *shape)
+    norm = 1.0
+    for _ in range(POWER_ITERATIONS):
+        v = degradation.adjoint(v, degradation(v))
+        norm = float(v.norm())
+        v = v / norm
+    return norm
 
 
 @dataclass(frozen=True)

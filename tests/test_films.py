@@ -21,18 +21,12 @@ from ldm import model_folder
 from ldm.autoencoder.bottleneck import KL
 from ldm.autoencoder.conv import ConvAutoencoder
 from ldm.cli import main
-from ldm.data.films import (
-    VIDEO,
-    ClipImages,
-    count_frames,
-    frames_of,
-    milliseconds_of,
-    timing_of,
-    write_film,
-)
+from ldm.data.clips import ClipImages
+from ldm.data.film_writer import write_film
+from ldm.data.films import VIDEO, count_frames, frames_of, timing_of
 from ldm.degradations import LUMA, Grayscale
 from ldm.errors import UserError
-from ldm.frames import apart, strip, together
+from ldm.frames import merge_frames, side_by_side, split_frames
 from ldm.interfaces import Cond
 from ldm.latents.clips import FrameStack
 from ldm.latents.model import LatentDiffusion
@@ -79,10 +73,10 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_apart_and_together_are_inverse_and_a_strip_shows_the_frames_in_order() -> None:
     clips = normal(2, 12, 4, 5)
-    assert torch.equal(together(apart(clips, 4), 4), clips)
-    assert torch.equal(apart(clips, 4)[5], clips[1, 3:6])
-    assert torch.equal(strip(clips, 4)[1, :, :, 10:15], clips[1, 6:9])
-    assert torch.equal(strip(clips, 1), clips)
+    assert torch.equal(merge_frames(split_frames(clips, 4), 4), clips)
+    assert torch.equal(split_frames(clips, 4)[5], clips[1, 3:6])
+    assert torch.equal(side_by_side(clips, 4)[1, :, :, 10:15], clips[1, 6:9])
+    assert torch.equal(side_by_side(clips, 1), clips)
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".mp4"])
@@ -94,7 +88,7 @@ def test_films_come_back_as_they_were_written(tmp_path: Path, suffix: str) -> No
     read = list(frames_of(path))
     assert [frame.number for frame in read] == list(range(9))
     assert count_frames(path) == 9
-    assert milliseconds_of(path) == pytest.approx(40)
+    assert np.mean(timing_of(path).milliseconds) == pytest.approx(40)
     error = np.abs(pixels([frame.image for frame in read]).astype(int) - pixels(written))
     assert error.max() == 0 if suffix == ".webp" else np.percentile(error, 90) <= 3, "H.264 keeps colour at half the size"
 
@@ -109,11 +103,11 @@ def test_clips_are_cut_from_films_one_after_the_other(films: Path) -> None:
     for name, seed in (("film2.webp", 2), ("stills/film7", 7)):
         clip = images.pixels(by_id[f"{name}#3"])
         wanted = [frame.resize((32, 32), Image.Resampling.LANCZOS) for frame in film(7, seed=seed)[3:6]]
-        assert np.array_equal(apart(clip[None], 3).permute(0, 2, 3, 1).numpy(), pixels(wanted))
+        assert np.array_equal(split_frames(clip[None], 3).permute(0, 2, 3, 1).numpy(), pixels(wanted))
     with pytest.warns(UserWarning, match="fewer than 7 frames"):
         strided = ClipImages(str(films), 32, frames=3, stride=3)
     assert len(strided) == 11
-    assert torch.equal(apart(strided.pixels(1)[None], 3)[1], apart(images.pixels(by_id[f"{strided.records[1].id[:-1]}3"])[None], 3)[0])
+    assert torch.equal(split_frames(strided.pixels(1)[None], 3)[1], split_frames(images.pixels(by_id[f"{strided.records[1].id[:-1]}3"])[None], 3)[0])
     assert strided.fingerprint() != images.fingerprint()
 
 
@@ -126,7 +120,7 @@ def test_bad_films(films: Path, tmp_path: Path) -> None:
         ClipImages(str(films), 32, frames=0)
     pytest.importorskip("av")
     (tmp_path / "no.mp4").write_bytes(b"no film")
-    for use in (lambda path: list(frames_of(path)), count_frames, milliseconds_of, lambda path: ClipImages(str(path.parent), 32, frames=2)):
+    for use in (lambda path: list(frames_of(path)), count_frames, timing_of, lambda path: ClipImages(str(path.parent), 32, frames=2)):
         with pytest.raises(ValueError, match=r"no.mp4' cannot be read: .*; repair it, or take it away"):
             use(tmp_path / "no.mp4")
 
@@ -545,7 +539,7 @@ def test_clips_of_apng_and_of_folders_in_natural_order(tmp_path: Path) -> None:
     assert [record.id for record in clips.records] == ["moving.png#0", "stills#0", "stills#4", "stills#8"]
     wanted = pixels(film(12, seed=1))
     for index in range(3):
-        shown = apart(clips.pixels(index + 1)[None], 4).permute(0, 2, 3, 1).numpy()
+        shown = split_frames(clips.pixels(index + 1)[None], 4).permute(0, 2, 3, 1).numpy()
         assert np.array_equal(shown, wanted[4 * index : 4 * index + 4])
 
 
@@ -603,7 +597,7 @@ def test_a_unet_of_clips_begins_as_that_of_images_where_frames_are_alike(token_d
 
 def test_grey_is_that_of_each_frame() -> None:
     clips = normal(2, 9, 4, 4)
-    wanted = together(Grayscale()(apart(clips, 3)), 3)
+    wanted = merge_frames(Grayscale()(split_frames(clips, 3)), 3)
     torch.testing.assert_close(Grayscale()(clips), wanted)
     torch.testing.assert_close(wanted[:, 4], (clips[:, 3:6] * torch.tensor(LUMA).view(3, 1, 1)).sum(1))
     assert torch.equal(Grayscale()(clips[:, :1]).round(decimals=5), clips[:, :1].round(decimals=5))
@@ -714,7 +708,7 @@ def test_a_video_goes_in_and_a_video_of_the_same_pace_comes_out(trained: Path, t
     command = ["sample", str(trained / "diffusion" / "model"), "--image", str(tmp_path / "in.mp4"), "--strength=0.5", "--steps=2"]
     assert main([*command, "--device=cpu", "--out", str(tmp_path / "out")]) == 0
     made = tmp_path / "out" / "animation.mp4"
-    assert milliseconds_of(made) == pytest.approx(50)
+    assert np.mean(timing_of(made).milliseconds) == pytest.approx(50)
     shown = pixels([frame.image.convert("L") for frame in frames_of(made)]).astype(int)
     wanted = pixels([Image.open(tmp_path / "out" / f"{i}.png").convert("L") for i in range(3)])
     assert shown.shape == wanted.shape == (3, 64, 64), "the shape of the film"

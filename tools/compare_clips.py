@@ -23,9 +23,10 @@ from torch import Tensor
 
 from ldm import model_folder
 from ldm.data.datasets import EmojiImages
-from ldm.data.films import ClipImages, write_film
+from ldm.data.clips import ClipImages
+from ldm.data.film_writer import write_film
 from ldm.data.transforms import as_image, grid
-from ldm.frames import apart, strip
+from ldm.frames import split_frames, side_by_side
 from ldm.ranges import to_float, to_uint8
 from ldm.stages.diffusion import start_from
 from ldm.stages.generation import Request, SamplingConfig, generate
@@ -114,8 +115,8 @@ def main() -> None:
     (args.out / "table.json").write_text(json.dumps({"steps": args.steps, "clips": args.num, "results": results}, indent=1))
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
     shown = to_uint8(made["clips of the model"][torch.linspace(0, args.num - 1, 12).round().long()])
-    as_image(grid(strip(shown, FRAMES), 2, gap=6)).save(args.out / "clips.png")
-    by_frame = apart(shown, FRAMES).unflatten(0, (-1, FRAMES)).transpose(0, 1)
+    as_image(grid(side_by_side(shown, FRAMES), 2, gap=6)).save(args.out / "clips.png")
+    by_frame = split_frames(shown, FRAMES).unflatten(0, (-1, FRAMES)).transpose(0, 1)
     write_film([as_image(grid(frame, 6)) for frame in by_frame], args.out / "clips.webp", 120)
     print("\n" + "\n".join(lines) + f"\n\nwritten to {args.out}")
 

@@ -1,4 +1,4 @@
-"""Do sampled digits show the classes asked for?  python tools/judge_digits.py FOLDER  (written by `ldm predict`)
+"""Do sampled digits show the classes asked for?  python tools/judge_digits.py FOLDER  (written by `ldm sample`)
 
 Fits a small classifier (scikit-learn's SVM on pixels) on the real digits of the training split, prints its accuracy on the
 held-out split, then reads every picture of the folder's manifest.
@@ -35,7 +35,7 @@ def main() -> None:
     print(f"classifier: {accuracy:.1%} of {len(held_out_labels)} held-out real digits are read right")
     entries = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     read = classifier.predict(np.stack([scan(read_pixels(folder / entry["file"]).numpy()) for entry in entries]))
-    right = np.mean([str(digit) == entry["class"] for digit, entry in zip(read, entries, strict=True)])
+    right = np.mean([str(digit) == entry["condition"]["class"] for digit, entry in zip(read, entries, strict=True)])
     print(f"samples: {right:.1%} of {len(entries)} pictures are read as the class asked for")
 
 

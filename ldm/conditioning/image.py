@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.frames import apart, together
+from ldm.frames import merge_frames, split_frames
 from ldm.interfaces import Batch, Cond, Conditioner, ConditioningImage, Corruption, Features, ImageInput
 from ldm.nn.attention import timestep_embedding
 from ldm.nn.pretrained import Frozen
@@ -59,7 +59,7 @@ class Concat(Conditioner):
             z = z + level.view(-1, 1, 1, 1) * torch.randn_like(z)
         if self.takes_mask and mask is not None:
             anew = F.max_pool2d(mask, mask.shape[-1] // z.shape[-1]).repeat_interleave(self.frames, dim=0)
-            z = together(torch.cat([apart(z, self.frames), anew], dim=1), self.frames)
+            z = merge_frames(torch.cat([split_frames(z, self.frames), anew], dim=1), self.frames)
         return Cond(self._told(level), concat=z)
 
     def null(self, batch: Batch) -> Cond:

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from ldm.data.audio import WaveImages
 from ldm.data.cache import LatentCache
+from ldm.data.clips import ClipImages
 from ldm.data.datasets import DigitImages, EmojiImages, FolderImages, Images, split
-from ldm.data.films import ClipImages
 from ldm.errors import UserError
 from ldm.interfaces import Batch, TrainingData
 from ldm.ranges import to_float

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ldm.frames import apart, together
+from ldm.frames import merge_frames, split_frames
 from ldm.interfaces import Autoencoder, Posterior
 
 
@@ -16,17 +16,17 @@ class FrameStack(Autoencoder):
         self.autoencoder, self.frames = autoencoder, frames
 
     def moments(self, x: Tensor) -> Tensor:
-        return together(self.autoencoder.moments(apart(x, self.frames)), self.frames)
+        return merge_frames(self.autoencoder.moments(split_frames(x, self.frames)), self.frames)
 
     def posterior(self, moments: Tensor) -> Posterior:
-        return _Stacked(self.autoencoder.posterior(apart(moments, self.frames)), self.frames)
+        return _Stacked(self.autoencoder.posterior(split_frames(moments, self.frames)), self.frames)
 
     def decode(self, z: Tensor) -> Tensor:
-        return together(self.autoencoder.decode(apart(z, self.frames)), self.frames)
+        return merge_frames(self.autoencoder.decode(split_frames(z, self.frames)), self.frames)
 
     def codes(self, z: Tensor) -> Tensor:
         """(B, T, h, w)."""
-        return self.autoencoder.codes(apart(z, self.frames)).unflatten(0, (-1, self.frames))
+        return self.autoencoder.codes(split_frames(z, self.frames)).unflatten(0, (-1, self.frames))
 
 
 class _Stacked(Posterior):
@@ -36,7 +36,7 @@ class _Stacked(Posterior):
         self.frames, self.count = frames, count
 
     def sample(self, noise: Tensor) -> Tensor:
-        return together(self.frames.sample(apart(noise, self.count)), self.count)
+        return merge_frames(self.frames.sample(split_frames(noise, self.count)), self.count)
 
     def mode(self) -> Tensor:
-        return together(self.frames.mode(), self.count)
+        return merge_frames(self.frames.mode(), self.count)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm.errors import UserError
-from ldm.frames import apart, together
+from ldm.frames import merge_frames, split_frames
 from ldm.interfaces import Cond, Network
 from ldm.nn.attention import SelfAttention, SpatialTransformer, timestep_embedding
 from ldm.nn.blocks import Downsample, NormActConv, ResBlock, Upsample
@@ -139,7 +139,7 @@ class UNet(Network):
             embedding = embedding + self.vector_embed(cond.vector)
         parts = [x] if cond.concat is None else [x, cond.concat.expand(len(x), -1, *x.shape[2:])]
         if self.frame_embed is not None:  # from here on each frame is a sample
-            parts = [apart(part, self.frames) for part in parts]
+            parts = [split_frames(part, self.frames) for part in parts]
             embedding, cond = (embedding[:, None] + self.frame_embed).flatten(0, 1), cond.repeat(self.frames)
         h = self.stem(F.pixel_unshuffle(torch.cat(parts, dim=1), self.patch))
         skips = [h]
@@ -153,4 +153,4 @@ class UNet(Network):
         out = F.pixel_shuffle(self.head(h), self.patch)
         if self.frames == 1:
             return out
-        return torch.cat([together(part, self.frames) for part in out.chunk(1 + self.learn_variance, dim=1)], dim=1)
+        return torch.cat([merge_frames(part, self.frames) for part in out.chunk(1 + self.learn_variance, dim=1)], dim=1)

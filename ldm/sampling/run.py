@@ -15,10 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.autoencoder.tiling import Tiled
-from ldm.data.films import VIDEO, timing_of, write_film
+from ldm.data.film_writer import write_film
+from ldm.data.films import VIDEO, timing_of
 from ldm.data.transforms import grid
 from ldm.errors import Stopped, UserError
-from ldm.frames import strip
+from ldm.frames import side_by_side
 from ldm.latents.model import LatentDiffusion
 from ldm.model_folder import Loaded, write_atomically
 from ldm.ranges import to_uint8
@@ -130,7 +131,7 @@ class Job:
 
     def _preview(self, some: list[SampleRequest], z0: Tensor) -> None:
         """preview.png of the newest pictures, in the order of their indices."""
-        images = strip(to_uint8(self.model.latents.to_images(z0[: len(some)]).clamp(-1, 1)).cpu(), self.frames)
+        images = side_by_side(to_uint8(self.model.latents.to_images(z0[: len(some)]).clamp(-1, 1)).cpu(), self.frames)
         with self._lock:
             for request, image in zip(some, images, strict=True):
                 self._shown[request.index] = image

@@ -10,9 +10,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ldm.data.films import write_film
+from ldm.data.film_writer import write_film
 from ldm.data.transforms import as_image, grid, read_pixels
-from ldm.frames import strip
+from ldm.frames import side_by_side
 from ldm.model_folder import write_atomically
 from ldm.sampling.settings import TEXT_KEY, to_json
 
@@ -40,7 +40,7 @@ def write_picture(path: Path, frames: list[Tensor], settings: Mapping[str, Any])
 
 def write_trajectory(path: Path, steps: Tensor, frames: int) -> None:
     """How a picture came about, beside it: `<index>-steps.png`, steps uint8 (K,C,H,W) side by side, and `<index>.gif`."""
-    shown = strip(steps, frames)
+    shown = side_by_side(steps, frames)
     write_atomically(path.with_name(f"{path.stem}-steps.png"), png(grid(shown, len(shown))))
     images = [as_image(step) for step in shown]
     write_film([*images, *images[-1:] * 5], path.with_suffix(".gif"), 150)

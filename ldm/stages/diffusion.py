@@ -11,7 +11,7 @@ from ldm.conditioning.values import condition_of
 from ldm.diffusion.denoiser import Prediction
 from ldm.diffusion.schedule import Spacing
 from ldm.errors import UserError
-from ldm.frames import strip
+from ldm.frames import side_by_side
 from ldm.interfaces import Autoencoder, Batch, Cond, Condition, Conditioner, Denoise, Guidance, Network, NoiseSchedule, Objective, Sampler
 from ldm.latents.clips import FrameStack
 from ldm.latents.model import LatentDiffusion, LatentModel, load_companion
@@ -168,7 +168,7 @@ class DiffusionStage(TrainingStage):
         conditioner, classes = self.model.conditioner, self.data.classes
         frames = self.model.denoiser.network.frames
         if conditioner.image is not None:
-            return {"samples": strip(torch.cat(self.restored(batch, 8)), frames)}
+            return {"samples": side_by_side(torch.cat(self.restored(batch, 8)), frames)}
         if set(conditioner.inputs) == {"class"}:
             conditions: list[Condition] = [{"class": name} for name in classes]
         else:
@@ -178,7 +178,7 @@ class DiffusionStage(TrainingStage):
             conditions = [condition_of(conditioner, *known) for known in zip(labels, batch["text"], numbers, strict=True)]
         count, chunk_size = max(2, 16 // frames), max(1, CHUNK_SIZE // frames)
         requests = [SampleRequest(i, SeedNoise(0, i), conditions[i * len(conditions) // count]) for i in range(count)]
-        return {"samples": strip(generate(self.model, requests, self.sampling, classes, chunk_size), frames)}
+        return {"samples": side_by_side(generate(self.model, requests, self.sampling, classes, chunk_size), frames)}
 
     def restored(self, batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of a model that works on images: what it is shown of the first `count`, what it makes of that, what they are, (count,3,H,W)."""

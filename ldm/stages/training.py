@@ -43,7 +43,7 @@ class TrainingStage(L.LightningModule):
         """How many classes the model tells apart, for data that do not say."""
         return 0
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """A batch of ours, whatever the loader gives."""
         return as_batch(batch)
 
