@@ -24,7 +24,7 @@ from ldm.interfaces import Condition, Denoiser, Guidance, Sampler
 from ldm.latents.model import LatentDiffusion
 from ldm.ranges import to_uint8
 from ldm.sampling.inputs import ImageLike, read_images
-from ldm.sampling.pipeline import default_chunk_size, each_chunk, generate
+from ldm.sampling.pipeline import default_chunk_size, each_chunk, generate, require_finite
 from ldm.sampling.plan import Plan, SampleOptions, image_format, plan
 from ldm.sampling.request import SampleRequest
 from ldm.sampling.run import BAR
@@ -236,9 +236,10 @@ class Model:
                         callback(bar.n, (self.network.latents.to_images(z0[: len(some)]).clamp(-1, 1) + 1) / 2)
 
                 step = partial(bar.update, len(some) / made.config.num_steps)
-                pictures = to_uint8(generate(self.network, some, made.config, self.classes, chunk_size, step, watch)).cpu()
+                pictures = generate(self.network, some, made.config, self.classes, chunk_size, step, watch)
+                require_finite(some, pictures)
                 settings = [settings_of(request, made.config, self.loaded.sha256, extra) for request in some]
-                return [Picture(*both) for both in zip(pictures, settings, strict=True)]
+                return [Picture(*both) for both in zip(to_uint8(pictures).cpu(), settings, strict=True)]
 
             return [picture for part in each_chunk(self.network, made.requests, chunk_size, make) for picture in part]
 

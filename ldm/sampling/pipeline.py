@@ -47,6 +47,16 @@ def generate(
     return torch.cat(made)
 
 
+def require_finite(requests: Sequence[SampleRequest], pictures: Tensor) -> None:
+    """A UserError for the first of the pictures (N,3,H,W) that has values which are no numbers: rounded they would be black."""
+    for request, finite in zip(requests, pictures.isfinite().flatten(1).all(1).tolist(), strict=True):
+        if not finite:
+            raise UserError(
+                f"picture {request.index} is not finite, nothing was written for it: lower --guidance, use --precision 32-true, "
+                "or, if that does not help, train the model again"
+            )
+
+
 def default_chunk_size(device: torch.device) -> int:
     """One picture per network call on a CPU, which gains nothing from more; CHUNK_SIZE elsewhere."""
     return 1 if device.type == "cpu" else CHUNK_SIZE

@@ -24,7 +24,7 @@ from ldm.latents.model import LatentDiffusion
 from ldm.model_folder import Loaded, write_atomically
 from ldm.ranges import to_uint8
 from ldm.sampling.job import OutputFolder
-from ldm.sampling.pipeline import default_chunk_size, each_chunk, generate
+from ldm.sampling.pipeline import default_chunk_size, each_chunk, generate, require_finite
 from ldm.sampling.plan import Plan
 from ldm.sampling.request import SampleRequest
 from ldm.sampling.settings import settings_of
@@ -96,6 +96,7 @@ class Job:
         step, classes = partial(on_step, len(some) / self.plan.config.num_steps), self.loaded.card["classes"]
         with self._autocast():
             pictures = generate(self.model, some, self.plan.config, classes, self.chunk_size, step, watch)
+        require_finite(some, pictures)
         for i, (request, picture) in enumerate(zip(some, pictures, strict=True)):
             self._write(request, picture, [z0[i] for z0 in denoised])
         with self._lock:
@@ -106,11 +107,6 @@ class Job:
         self.folder.finish(self.plan.requests, self.output.columns)
 
     def _write(self, request: SampleRequest, picture: Tensor, trajectory: list[Tensor]) -> None:
-        if not torch.isfinite(picture).all():
-            raise UserError(
-                f"picture {request.index} is not finite, nothing was written for it: lower --guidance, use --precision 32-true, "
-                "or, if that does not help, train the model again"
-            )
         frames = list(to_uint8(picture).cpu().unflatten(0, (self.frames, -1)))
         if self.output.watermark and min(frames[0].shape[1:]) >= SMALLEST:
             anew = self._made_anew(request)
