@@ -715,7 +715,7 @@ def test_the_cache_holds_images_and_mirror_images(tmp_path: Path) -> None:
         assert torch.equal(batch["label"], expected["label"])
         torch.testing.assert_close(batch["moments"], direct(to_float(expected["image"])), rtol=2**-10, atol=1e-6)
     assert all("image" in batch for batch in data.val_dataloader()), "held-out images are not cached"
-    assert [batch["moments"].shape[0] for batch in data.share()] == [len(b["id"]) for b in plain.share()]
+    assert [batch["moments"].shape[0] for batch in data.rank_batches()] == [len(b["id"]) for b in plain.rank_batches()]
 
 
 def test_the_cache_is_written_once_per_key(tmp_path: Path) -> None:

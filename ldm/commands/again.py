@@ -6,7 +6,7 @@ from typing import Any
 
 from ldm.commands.sample import make
 from ldm.conditioning.values import checked
-from ldm.console.options import DEVICE, Option, parse, path, warn
+from ldm.console.options import DEVICE, Option, parse, path, switch, warn
 from ldm.errors import UserError
 from ldm.interfaces import Condition
 from ldm.sampling.inputs import read_images
@@ -25,6 +25,7 @@ OPTIONS = [
     Option("--to-image", "and the second image", path, None, "FILE"),
     Option("--guide-model", "and the second model of its guidance, if that is no shipped one", path, None, "MODEL"),
     Option("--out", "folder for the picture; default: again", path, "again", "FOLDER"),
+    Option("--overwrite", "replace another picture of that name there", switch, False),
     DEVICE,
 ]
 
@@ -50,7 +51,7 @@ def main(command: str, arguments: list[str]) -> int:
     mixed = Mix(in_words(condition.a), in_words(condition.b), condition.weight) if isinstance(condition, Mix) else in_words(condition)
     negative = None if request.negative is None else in_words(request.negative)
     request = replace(request, condition=mixed, negative=negative, image=_image(stored, config, model, values))
-    output = OutputConfig(True, stored.watermark, tile=stored.tile, chunk_size=stored.chunk_size, precision=stored.precision)
+    output = OutputConfig(values["overwrite"], stored.watermark, tile=stored.tile, chunk_size=stored.chunk_size, precision=stored.precision)
     return make(model, Plan([request], config, []), {"out": values["out"], "devices": "1", "num_nodes": 1}, output)
 
 

@@ -25,7 +25,6 @@ from ldm.sampling.request import SampleRequest, SamplingConfig, SeedNoise
 
 LENGTHS = [0.03, 0.05, 0.07, 0.1, 0.14]
 
-
 OPTIONS = [
     Option("--run", "folder of one stage of a run, with `model` and `averages` in it", path, None, "FOLDER", required=True),
     Option("--out", "model folder to write", path, None, "FOLDER", required=True),

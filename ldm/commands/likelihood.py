@@ -22,7 +22,6 @@ from ldm.sampling.model import load
 
 BINS = 10  # rows of the table that are shown
 
-
 OPTIONS = [
     Option("model", "model folder, run, checkpoint or the name of a shipped model: emoji", path),
     Option("--images", "folder of images, `emoji` or `digits`; held-out ones, if any", path, None, "SET", required=True),

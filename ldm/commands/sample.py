@@ -180,8 +180,7 @@ def make(model: Model, plan: Plan, values: dict[str, Any], output: OutputConfig)
     for note in plan.notes:
         warn(note)
     job = Job(model.loaded, plan, Path(values["out"]), output)
-    several = values["devices"] != "1" or values["num_nodes"] > 1
-    if several:
+    if values["devices"] != "1" or values["num_nodes"] > 1:
         from ldm.commands.devices import run_on_devices
 
         if not run_on_devices(job, values):
@@ -192,13 +191,11 @@ def make(model: Model, plan: Plan, values: dict[str, Any], output: OutputConfig)
     if values.get("image") is not None:
         for note in write_animation(job, values["image"]):
             warn(note)
-    there = len(plan.requests) - len(job.pending)
-    print(f"{len(job.pending)} pictures made, {there} were there: {job.folder.folder / 'grid.png'}, {job.folder.folder / 'manifest.jsonl'}")
+    print(job.summary())
     return 0
 
 
-EXAMPLE = """
-examples:
+EXAMPLE = """examples:
   ldm sample emoji --class face-smiling --n 9
   ldm sample emoji --image PICTURE --mask MASK --repaint 5"""
 

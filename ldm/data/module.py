@@ -206,7 +206,7 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
-    def share(self) -> Iterator[Batch]:
+    def rank_batches(self) -> Iterator[Batch]:
         world, rank = self._ranks()
         mine = list(range(rank, len(self.sets[0]), world))
         for start in range(0, len(mine), self.batch_size):
@@ -223,7 +223,7 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
                 cache.create((2, len(train), *moments(to_float(train.read(0)[0][None].to(device))).shape[1:]))
             strategy.barrier("latent cache created")
             with tqdm(total=len(train), desc="Encoding", unit="img", disable=rank > 0) as bar:
-                for number, batch in enumerate(self.share()):
+                for number, batch in enumerate(self.rank_batches()):
                     images = to_float(batch["image"].to(device))
                     both = torch.stack([moments(images), moments(images.flip(-1))])
                     wanted = range(len(train))[rank::world][number * self.batch_size :][: len(images)]

@@ -27,5 +27,5 @@ class TrainingData(ABC):
         together (key: the autoencoder's hash), and load from it from now on."""
 
     @abstractmethod
-    def share(self) -> Iterator[Batch]:
+    def rank_batches(self) -> Iterator[Batch]:
         """This rank's share of the training images, each once, in order."""

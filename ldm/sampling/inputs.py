@@ -50,7 +50,12 @@ def read_images(
     resized and cropped, None: they stay as they are.
     """
     images, notes = list[InputImage](), list[str]()
-    other = None if second is None else next(_clips(second, kind))
+    other, more = None, None
+    if second is not None:
+        clips = _clips(second, kind)
+        other, more = next(clips), next(clips, None)
+    if more is not None:
+        notes.append(f"{second} is a film: its beginning is taken")
     for clip in _clips(image, kind):
         facts, shape = _facts(clip), size or (clip[0].image.height, clip[0].image.width)
         notes += _cut(facts["image"], clip[0].image, shape)

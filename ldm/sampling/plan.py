@@ -14,6 +14,7 @@ from ldm.model_folder import Loaded
 from ldm.sampling.inputs import ImageFormat, ImageLike, read_images
 from ldm.sampling.pipeline import inputs_of
 from ldm.sampling.request import InputImage, Mix, SampleRequest, SamplingConfig, SeedNoise, Slerp
+from ldm.sampling.tasks import Inpaint
 from ldm.sampling.wrappers import window_starts
 
 MANY_WINDOWS = 16  # from which on a hint says how to do with fewer
@@ -67,6 +68,8 @@ def plan(loaded: Loaded, options: SampleOptions, default_n: int = 4) -> Plan:
     images, notes = _images(loaded, config, options)
     notes += _notes_on_size(loaded, config, images)
     inputs, film = inputs_of(model, config, names), len(images) > 1
+    if film and options.to_image is not None:
+        raise UserError(f"{str(options.image)!r} is a film of {len(images)} frames: --to-image goes from one image to another")
     if film and (options.n is not None or options.per_class):
         given = options.per_class or options.n
         raise UserError(f"{str(options.image)!r} has {len(images)} frames, each of which becomes a picture: leave the number {given} out")
@@ -82,7 +85,7 @@ def plan(loaded: Loaded, options: SampleOptions, default_n: int = 4) -> Plan:
         what = "the frames of a film" if film else "pictures that go from one to another"
         raise UserError(f"{what} have one class or prompt, several were given: choose one")
     negative = None if options.negative is None else as_condition(inputs, names, options.negative)
-    _require_effect(config, options, conditions)
+    _require_effect(model, config, options, conditions)
     requests = []
     for i, condition in enumerate(conditions):
         image = images[i % len(images)] if images else None
@@ -205,14 +208,23 @@ def _is_deterministic(sampler: Sampler) -> bool:
     return not isinstance(sampler, (LCM, RePaint)) and getattr(sampler, "eta", 0.0) == 0 and getattr(sampler, "churn", 0.0) == 0
 
 
-def _require_effect(config: SamplingConfig, options: SampleOptions, conditions: Sequence[Condition]) -> None:
-    """A UserError for guidance that cannot act: without a condition there is nothing to lead to."""
-    scale = getattr(config.guidance, "scale", 1.0)
+def _require_effect(model: LatentDiffusion, config: SamplingConfig, options: SampleOptions, conditions: Sequence[Condition]) -> None:
+    """A UserError for what cannot act: guidance without a condition or without a noise level, inpainting without a mask."""
+    scale, guided = getattr(config.guidance, "scale", 1.0), isinstance(options.guidance, (int, float)) and options.guidance != 1
+    if type(config.task) is Inpaint and options.mask is None:
+        raise UserError("the task Inpaint makes the white part of a mask anew: give --mask FILE, or --strength alone for a picture like it")
+    low, high = getattr(config.guidance, "low", 0.0), getattr(config.guidance, "high", float("inf"))
+    sigmas = model.denoiser.schedule.steps(config.steps, config.spacing)[:-1]
+    if (guided or options.negative is not None) and not ((sigmas >= low) & (sigmas <= high)).any():
+        raise UserError(
+            f"guidance acts at noise levels from {low:g} to {high:g}, and {len(sigmas)} steps visit none of them: "
+            "give more --steps, or --guidance CFG --guidance.scale 2"
+        )
     if options.negative is not None and scale == 1:
         raise UserError("--negative means nothing with guidance 1: give --guidance 2 or more, or leave it out")
     if options.negative is not None or config.guidance.companion is not None or any(conditions) or options.to_condition is not None:
         return
-    if isinstance(options.guidance, (int, float)) and options.guidance != 1:
+    if guided:
         raise UserError(f"--guidance {options.guidance:g} means nothing without a condition: give --class or --prompt, or leave it out")
 
 

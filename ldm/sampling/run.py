@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.autoencoder.tiling import Tiled
+from ldm.data.datasets import MANIFEST
 from ldm.data.film_writer import write_film
 from ldm.data.films import VIDEO, timing_of
 from ldm.data.transforms import grid
@@ -23,7 +24,7 @@ from ldm.frames import side_by_side
 from ldm.latents.model import LatentDiffusion
 from ldm.model_folder import Loaded, write_atomically
 from ldm.ranges import to_uint8
-from ldm.sampling.job import OutputFolder
+from ldm.sampling.job import GRID, OutputFolder
 from ldm.sampling.pipeline import default_chunk_size, each_chunk, generate, require_finite
 from ldm.sampling.plan import Plan
 from ldm.sampling.request import SampleRequest
@@ -105,6 +106,12 @@ class Job:
     def finish(self) -> None:
         """Manifest and grid."""
         self.folder.finish(self.plan.requests, self.output.columns)
+
+    def summary(self) -> str:
+        """What was made and what was there, in one line."""
+        made, folder = len(self.pending), self.folder.folder
+        there = len(self.plan.requests) - made
+        return f"{made} picture{'s' * (made != 1)} made, {there} were there: {folder / GRID}, {folder / MANIFEST}"
 
     def _write(self, request: SampleRequest, picture: Tensor, trajectory: list[Tensor]) -> None:
         frames = list(to_uint8(picture).cpu().unflatten(0, (self.frames, -1)))

@@ -110,7 +110,7 @@ class DiffusionStage(TrainingStage):
         latents, total, size = self.model.latents, 0, (0, 0)
         sums = torch.zeros(3, latents.autoencoder.channels, dtype=torch.float64, device=self.device)
         generator = torch.Generator().manual_seed(self.seed + self.global_rank)
-        for batch in self.data.share():
+        for batch in self.data.rank_batches():
             posterior = posterior_of(latents, self._to_device(batch))
             mode = posterior.mode()
             z = posterior.sample(torch.randn(mode.shape, generator=generator).to(mode)).double()

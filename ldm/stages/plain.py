@@ -31,7 +31,7 @@ class PlainData(TrainingData):
     def cache_latents(self, moments: Callable[[Tensor], Tensor], key: str, device: torch.device) -> None:
         """A plain loader has no cache: each batch is encoded anew."""
 
-    def share(self) -> Iterator[Batch]:
+    def rank_batches(self) -> Iterator[Batch]:
         return (as_batch(batch) for batch in self.loader)
 
 
