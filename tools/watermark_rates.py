@@ -5,7 +5,8 @@ python tools/watermark_rates.py [--marked 200] [--unmarked 1000]
 Marked: emoji of 64 px as they are and enlarged to 256 px (Lanczos), patches of 64 and 256 px of photographs.
 Each is looked at as made, after JPEG of quality 80, cropped to nine tenths of each side, cropped and then
 compressed, and after ten edits.  In an edit, a rectangle of a quarter to a half of the picture is filled with
-part of another picture and marked, as `ldm sample --mask` does; pixels outside it may not change.
+part of another picture and marked, as `ldm sample --mask` does; pixels outside it may not change.  A second
+table says how often a single edit, a square in the middle, marks a picture that had no mark.
 Unmarked: patches of photographs of 48 to 400 px, emoji, both also after JPEG of qualities 40 to 95, and drawn
 pictures of what could be taken for the mark.  The photographs are those that scikit-learn carries (2) and, if
 it is installed, scikit-image (15 more).
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +39,7 @@ PHOTOGRAPHS = (
     "hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png retina.jpg rocket.jpg"
 )
 EDITS = 10
+SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of a picture that is made anew
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "0123456789"]
 
 
@@ -71,10 +74,7 @@ def jpeg(pixels: Tensor, quality: int = 80) -> Tensor:
 def cropped(pixels: Tensor, generator: np.random.Generator) -> Tensor:
     """Nine tenths of each side, anywhere."""
     height, width = (round(0.9 * side) for side in pixels.shape[1:])
-    row, column = (
-        int(generator.integers(full - part + 1))
-        for full, part in zip(pixels.shape[1:], (height, width), strict=True)
-    )
+    row, column = (int(generator.integers(full - part + 1)) for full, part in zip(pixels.shape[1:], (height, width), strict=True))
     return pixels[:, row : row + height, column : column + width]
 
 
@@ -113,13 +113,9 @@ def marked_rates(name: str, pictures: list[Tensor]) -> None:
     ]
     marked = [mark(picture) for picture in tqdm(pictures, desc=name, leave=False)]
     differences = [(after.int() - before.int()).abs() for before, after in zip(pictures, marked, strict=True)]
-    errors = torch.stack(
-        [difference.float().square().mean() for difference in differences if difference.any()]
-    )
+    errors = torch.stack([difference.float().square().mean() for difference in differences if difference.any()])
     psnr = 10 * torch.log10(255**2 / errors)
-    whites = [
-        difference[:, flat_white(picture)] for picture, difference in zip(pictures, differences, strict=True)
-    ]
+    whites = [difference[:, flat_white(picture)] for picture, difference in zip(pictures, differences, strict=True)]
     white = [int(values.max()) for values in whites if values.numel()]
     cells = [f"{psnr.mean():.1f} (least {psnr.min():.1f})", str(max(white)) if white else "none there"]
     for change in changes:
@@ -130,7 +126,22 @@ def marked_rates(name: str, pictures: list[Tensor]) -> None:
     print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
-def grey(values: NDArray[np.float64]) -> Tensor:
+def edit_rates(name: str, pictures: list[Tensor]) -> None:
+    """Print a row of the table of unmarked pictures of which the middle alone is marked."""
+    cells = []
+    for share in SHARES:
+        marked = 0
+        for pixels in pictures:
+            side = pixels.shape[1]
+            part = round(side * math.sqrt(share))
+            first, where = (side - part) // 2, torch.zeros(side, side, dtype=torch.bool)
+            where[first : first + part, first : first + part] = True
+            marked += check(mark(pixels, where)).marked
+        cells.append(f"{100 * marked / len(pictures):.1f}")
+    print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def grey(values: NDArray[np.floating[Any]]) -> Tensor:
     """uint8 (3,H,W) of levels (H,W)."""
     return torch.from_numpy(np.clip(np.round(values), 0, 255).astype(np.uint8)).expand(3, -1, -1).contiguous()
 
@@ -230,9 +241,7 @@ def times(photo: Tensor) -> None:
 
 def main() -> None:
     """Measure and print everything."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--marked", type=int, default=200)
     parser.add_argument("--unmarked", type=int, default=1000, help="patches of photographs, and emoji")
     args = parser.parse_args()
@@ -242,10 +251,18 @@ def main() -> None:
     print(f"{args.marked} pictures a row, {len(photos)} photographs; found / bits right, %")
     print("| | PSNR, dB | flat white | as made | JPEG q80 | 10 % cropped | crop + JPEG | ten edits |")
     print("|---|---|---|---|---|---|---|---|")
-    marked_rates("emoji, 64 px", [emoji.pixels(index) for index in chosen])
-    marked_rates("photographs, 64 px", list(patches(photos, (64, 64), args.marked, 64)))
-    marked_rates("emoji, 256 px", [large.pixels(index) for index in chosen])
-    marked_rates("photographs, 256 px", list(patches(photos, (256, 256), args.marked, 256)))
+    sets = {
+        "emoji, 64 px": [emoji.pixels(index) for index in chosen],
+        "photographs, 64 px": list(patches(photos, (64, 64), args.marked, 64)),
+        "emoji, 256 px": [large.pixels(index) for index in chosen],
+        "photographs, 256 px": list(patches(photos, (256, 256), args.marked, 256)),
+    }
+    for name, pictures in sets.items():
+        marked_rates(name, pictures)
+    print("\n| found, % | " + " | ".join(f"{share:.1%} anew" for share in SHARES) + " |")
+    print("|---" * (1 + len(SHARES)) + "|")
+    for name, pictures in sets.items():
+        edit_rates(name, pictures)
     others = np.random.default_rng(2).permutation(len(emoji))[: args.unmarked]
     unmarked_rates(unmarked(photos, [emoji.pixels(int(index)) for index in others], args.unmarked))
     times(photos[0])

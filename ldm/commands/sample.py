@@ -91,6 +91,7 @@ OPTIONS = [
     Option("--trusted", "packages beside ldm whose classes the model may name", words, [], "NAMES", MACHINE),
 ]  # fmt: skip
 OLD_SPELLINGS = {
+    "--trainer.accelerator": "--device",
     "--classes": "--class", "--num": "--n", "--per_class": "--per-class", "--edit": "--source-class", "--shows": "--source-class",
     "--colorize": "--colourise", "--towards": "--to-image", "--between": "--to-seed", "--mix": "--to-class",
     "--frames": "--trajectory", "--trainer.devices": "--devices", "--trainer.num_nodes": "--num-nodes",
@@ -119,7 +120,7 @@ WITH = {"to_image": ("source_class",), "task": ("mask", "to_image", "source_clas
 def task_of(values: dict[str, Any], model: LatentDiffusion) -> Task | None:
     """What the options ask for; with an image alone, what the model was trained to make of images, or pictures like it."""
     strength = {} if values["strength"] is None else {"strength": values["strength"]}
-    asked = [name for name in TASKS if name != "image" and values[name] not in (None, False)]
+    asked = [name for name in TASKS if name != "image" and values[name] is not None and values[name] is not False]
     if values["image"] is None:
         if asked or strength:
             raise UserError(f"--{(asked[0] if asked else 'strength').replace('_', '-')} needs an image: give --image FILE")
@@ -177,9 +178,9 @@ def make(model: Model, plan: Plan, values: dict[str, Any], output: OutputConfig)
     """The pictures that are not in the folder yet; then manifest, grid, and of a film the film."""
     if output.tile:
         tiled(model.network, output.tile)
-    for note in plan.notes:
-        warn(note)
     job = Job(model.loaded, plan, Path(values["out"]), output)
+    for note in job.notes:
+        warn(note)
     if values["devices"] != "1" or values["num_nodes"] > 1:
         from ldm.commands.devices import run_on_devices
 

@@ -1,11 +1,14 @@
 """Where configs are: the folder `configs` of a clone, or of the installed package."""
 
+import sys
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import yaml
 
 from ldm.errors import UserError, nearest
+from ldm.registry import current_path
 
 _PACKAGE = Path(__file__).parent.parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"  # installed, or a clone
@@ -30,8 +33,26 @@ def find_config(name: str) -> Path:
     if not path.is_file():
         known = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
         raise UserError(f"there is no config file {name!r}; the package has {nearest(name, known, 60)}")
-    read_yaml(path)
-    return path
+    content = read_yaml(path)
+    today = _in_todays_names(content, str(path))
+    if today == content:
+        return path
+    with NamedTemporaryFile("w", suffix=".yaml", delete=False, encoding="utf-8") as file:
+        yaml.safe_dump(today, file, sort_keys=False)
+    return Path(file.name)
+
+
+def _in_todays_names(value: Any, file: str) -> Any:
+    """The content of a config with the class names of this version; says which are old."""
+    if isinstance(value, list):
+        return [_in_todays_names(item, file) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _in_todays_names(item, file) for key, item in value.items()}
+    if isinstance(name := found.get("class_path"), str) and (today := current_path(name)) != name:
+        print(f"ldm: {file} has the old name {name}: write {today}", file=sys.stderr)
+        found["class_path"] = today
+    return found
 
 
 def read_yaml(path: Path) -> Any:

@@ -24,6 +24,7 @@ EXPECTED_WARNINGS = (
     "LightningCLI's args parameter",
     "resuming from a checkpoint that ended before the epoch ended",
     "isinstance.treespec, LeafSpec",
+    "You have overridden `on_before_batch_transfer`",  # which takes batches of plain loaders, too
     "in eval mode at the start of training",  # the frozen first stage
 )
 

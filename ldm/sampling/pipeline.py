@@ -93,12 +93,13 @@ def each_chunk(
 
 
 def chunks(requests: Sequence[SampleRequest], chunk_size: int) -> Iterator[list[SampleRequest]]:
-    """At most `chunk_size` successive requests whose images are of one size."""
+    """At most `chunk_size` successive requests whose images are of one size, and which all have a condition or none: guidance makes a call
+    of twice the batch only for the former, and rounds differently in it."""
 
-    def shape(request: SampleRequest) -> tuple[int, ...]:
-        return () if request.image is None else tuple(request.image.pixels.shape)
+    def kind(request: SampleRequest) -> tuple[object, ...]:
+        return bool(request.condition or request.negative), None if request.image is None else request.image.pixels.shape
 
-    for _, group in groupby(requests, shape):
+    for _, group in groupby(requests, kind):
         while some := list(islice(group, chunk_size)):
             yield some
 

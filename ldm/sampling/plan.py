@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import torch
+
 from ldm.conditioning.values import checked, described
 from ldm.diffusion.samplers import LCM, RePaint
 from ldm.diffusion.schedule import Spacing
@@ -157,7 +159,11 @@ def image_size(loaded: Loaded, config: SamplingConfig, size: tuple[int, int] | N
     """The size of the image of which pictures of `size` px are made; None: the image's own."""
     takes = loaded.model.conditioner.image
     factor = config.task.downscale if config.task else takes.downscale if takes else 1
-    return None if size is None else (size[0] // factor, size[1] // factor)
+    if size is None:
+        return None
+    if min(size) < factor:
+        raise UserError(f"pictures of {size[1]}x{size[0]} px cannot be {factor} times larger than an image: give a larger --size, or none")
+    return size[0] // factor, size[1] // factor
 
 
 def _images(loaded: Loaded, config: SamplingConfig, options: SampleOptions) -> tuple[list[InputImage], list[str]]:
@@ -182,13 +188,24 @@ def _images(loaded: Loaded, config: SamplingConfig, options: SampleOptions) -> t
     return read_images(options.image, image_format(loaded), options.mask, options.to_image, shows, size)
 
 
+def picture_size(model: LatentDiffusion, config: SamplingConfig, image: InputImage | None) -> tuple[int, int]:
+    """Height and width in px of the picture that is made, of this image or of none."""
+    if image is None:
+        height, width = (side * model.latents.autoencoder.factor for side in model.latents.shape_of(None))
+        return config.size or (height, width)
+    height, width = image.pixels.shape[1:]
+    if config.task is None:
+        factor = model.conditioner.image.downscale if model.conditioner.image else 1
+        return height * factor, width * factor
+    _, mask = config.task.canvas(image.pixels[None], torch.zeros(1, 1, height, width))
+    return mask.shape[2], mask.shape[3]
+
+
 def _notes_on_size(loaded: Loaded, config: SamplingConfig, images: Sequence[InputImage]) -> list[str]:
     """A sentence where pictures are not of the training's size, and what that means."""
     latents, network, task = loaded.model.latents, loaded.model.denoiser.network, config.task
     trained = [side * latents.autoencoder.factor for side in latents.shape_of(None)]
-    factor = task.downscale if task else loaded.model.conditioner.image.downscale if loaded.model.conditioner.image else 1
-    sizes = [[factor * side for side in image.pixels.shape[1:]] for image in images] or [list(config.size or trained)]
-    height, width = sizes[0]
+    height, width = picture_size(loaded.model, config, images[0] if images else None)
     what = f"pictures of {width}x{height} px, of a model that was trained with {trained[1]}x{trained[0]}"
     whole = task.whole if task else 1
     if height > whole * trained[0] or width > whole * trained[1]:

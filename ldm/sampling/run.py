@@ -26,7 +26,7 @@ from ldm.model_folder import Loaded, write_atomically
 from ldm.ranges import to_uint8
 from ldm.sampling.job import GRID, OutputFolder
 from ldm.sampling.pipeline import default_chunk_size, each_chunk, generate, require_finite
-from ldm.sampling.plan import Plan
+from ldm.sampling.plan import Plan, picture_size
 from ldm.sampling.request import SampleRequest
 from ldm.sampling.settings import settings_of
 from ldm.sampling.tasks import Inpaint
@@ -72,6 +72,9 @@ class Job:
         self.chunk_size = max(1, self.images // self.frames)
         self.folder = OutputFolder(folder, self.settings, output.overwrite)
         self.pending = self.folder.pending(plan.requests)
+        self.notes = list(plan.notes)
+        if output.watermark and not all(self._gets_mark(request) for request in plan.requests[:1]):
+            self.notes.append(f"pictures of less than {SMALLEST} px are too small for a watermark: they get none")
         self.done = 0
         self._shown: dict[int, Tensor] = {}  # what preview.png shows, by the picture's index
         self._lock = threading.Lock()  # pictures may be made by several threads
@@ -79,7 +82,7 @@ class Job:
     def settings(self, request: SampleRequest) -> dict[str, Any]:
         """What the picture of a request says of itself."""
         output = self.output
-        extra: dict[str, Any] = {"watermark": output.watermark, "chunk_size": self.images}
+        extra: dict[str, Any] = {"watermark": self._gets_mark(request), "chunk_size": self.images}
         extra |= {"tile": output.tile} if output.tile else {}
         extra |= {"precision": output.precision} if output.precision != "32-true" else {}
         return settings_of(request, self.plan.config, self.loaded.sha256, extra)
@@ -115,7 +118,7 @@ class Job:
 
     def _write(self, request: SampleRequest, picture: Tensor, trajectory: list[Tensor]) -> None:
         frames = list(to_uint8(picture).cpu().unflatten(0, (self.frames, -1)))
-        if self.output.watermark and min(frames[0].shape[1:]) >= SMALLEST:
+        if self._gets_mark(request):
             anew = self._made_anew(request)
             frames = [mark(frame, anew) for frame in frames]
         if trajectory:
@@ -123,6 +126,9 @@ class Job:
             shown = self.model.latents.to_images(torch.stack([trajectory[place] for place in places])).clamp(-1, 1)
             write_trajectory(picture_path(self.folder.folder, request.index), to_uint8(shown), self.frames)
         self.folder.write(request, frames)
+
+    def _gets_mark(self, request: SampleRequest) -> bool:
+        return self.output.watermark and min(picture_size(self.model, self.plan.config, request.image)) >= SMALLEST
 
     def _made_anew(self, request: SampleRequest) -> Tensor | None:
         """(H,W), True where the picture is not the given image's; None: everywhere."""
