@@ -2,7 +2,6 @@
 
 import struct
 import wave
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,13 @@ from conftest import stage1, stage2
 from PIL import Image
 from torch import Tensor
 
+from ldm import model_folder
 from ldm.cli import main
-from ldm.commands.predict import load
-from ldm.commands.sources import read_sources
 from ldm.data.audio import N_FFT, WaveImages, magnitudes, mel_filters, read_wav, sound, spectrogram, write_wav
 from ldm.data.datasets import FolderImages
-from ldm.diffusion.tasks import ImageToImage
 from ldm.ranges import to_float
-from ldm.stages.generation import Recipe
+from ldm.sampling.inputs import read_images
+from ldm.sampling.plan import image_format
 
 RATE, HOP = 16000, 256
 
@@ -126,16 +124,21 @@ def test_a_model_of_16_bit_slices_works_on_them(tmp_path: Path) -> None:
     assert main([*stage1(tmp_path / "run"), *data, "--model.autoencoder.image_channels=1"]) == 0
     assert main([*stage2(tmp_path / "run"), *data, "--model.conditioner=Unconditional", "--model.network.vector_dim=0"]) == 0
     model = str(tmp_path / "run" / "diffusion" / "model")
-    loaded = load(model)
-    (source,) = read_sources(loaded, replace(Recipe.of(loaded.card), task=ImageToImage()), str(tmp_path / "0.png"), None, None)
+    kind = image_format(model_folder.load(model))
+    assert kind == (1, 1, (1000, 3000))
+    (image,), notes = read_images(tmp_path / "0.png", kind, size=(32, 32))
     wanted = to_float(FolderImages(str(tmp_path), 32, 1, (1000, 3000)).pixels(0))
-    assert torch.equal(source.x, wanted)
+    assert torch.equal(image.pixels, wanted)
+    assert notes == [], "nothing is cut off"
     assert (float(wanted.min()), float(wanted.max())) == (-1, 1), "some values are beyond the window"
-    for name, options in {"like": ["--strength=0.5"], "mask": [f"--mask={tmp_path / '1.png'}"], "denoise": ["--denoise=0.3"]}.items():
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.where(np.arange(64) < 32, 0, 65535).astype(np.uint16)[None].repeat(64, 0)).save(tmp_path / "masks" / "deep.png")
+    masked = [f"--mask={tmp_path / 'masks' / 'deep.png'}"]
+    for name, options in {"like": ["--strength=0.5"], "mask": masked, "denoise": ["--denoise=0.3"]}.items():
         out = tmp_path / name
         command = ["sample", model, "--image", str(tmp_path / "0.png"), *options, "--n=1", "--steps=2", "--device=cpu", "--out", str(out)]
         assert main(command) == 0
         made = Image.open(out / "0.png")
-        assert (made.mode, made.size) == ("L", (32, 32))
+        assert (made.mode, made.size) == ("L", (64, 64)), "of the image's size"
     assert main(["again", str(out / "0.png"), model, "--image", str(tmp_path / "0.png"), "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "0.png").read_bytes() == (out / "0.png").read_bytes()

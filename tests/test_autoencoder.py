@@ -74,9 +74,9 @@ def test_the_nearest_code_is_that_of_cdist(normalise: bool) -> None:
     nearest = torch.cdist(rows(z).double(), vq.values.double()).argmin(1).view(2, 5, 7)
     assert len(nearest.unique()) > 20
     assert torch.equal(vq.codes(z), nearest)
-    snapped = vq.snap(z)
+    snapped = vq.quantize(z)
     assert torch.equal(snapped, vq.values[nearest].movedim(-1, 1))
-    assert torch.equal(vq.snap(snapped), snapped)
+    assert torch.equal(vq.quantize(snapped), snapped)
     torch.testing.assert_close(vq(moments, no_noise, 1).z, snapped, rtol=1e-6, atol=1e-6)
     share = torch.bincount(nearest.flatten(), minlength=64).double() / nearest.numel()
     perplexity = (-(share[share > 0] * share[share > 0].log()).sum()).exp() / 64
@@ -102,7 +102,7 @@ def test_half_precision_finds_the_same_codes() -> None:
 def test_the_commitment_reaches_the_encoder_as_twice_beta_times_the_mean_difference() -> None:
     vq, moments = codebook(commitment=0.4), normal(2, 3, 4, 5).requires_grad_()
     penalty = vq(moments, no_noise, 192).penalty
-    difference = moments.detach() - vq.snap(moments.detach())
+    difference = moments.detach() - vq.quantize(moments.detach())
     torch.testing.assert_close(penalty, 0.4 * difference.square().sum((1, 2, 3)) / (3 * 4 * 5), rtol=1e-6, atol=0)
     (gradient,) = torch.autograd.grad(penalty.sum(), moments)
     torch.testing.assert_close(gradient, 0.4 * 2 * difference / (3 * 4 * 5), rtol=1e-5, atol=1e-8)
@@ -119,7 +119,7 @@ def test_the_gradient_passes_the_codes_unchanged_and_leaves_them_alone() -> None
 def test_normalised_codes_and_latents_have_length_1() -> None:
     vq, moments = codebook(normalise=True), 5 * normal(2, 3, 4, 5)
     for _ in range(3):
-        lengths = [vq.values.norm(dim=1), vq.posterior(moments).mode().norm(dim=1), vq.snap(vq.place(moments)).norm(dim=1)]
+        lengths = [vq.values.norm(dim=1), vq.posterior(moments).mode().norm(dim=1), vq.quantize(vq.project(moments)).norm(dim=1)]
         for length in lengths:
             torch.testing.assert_close(length, torch.ones_like(length), rtol=1e-6, atol=1e-6)
         step(vq, moments)
@@ -131,8 +131,8 @@ def test_a_decoder_sees_codes_only() -> None:
     assert model.num_codes == 16
     with torch.no_grad():
         decoded = model.decode(z)
-        assert torch.equal(decoded, model.decoder(model.post_quant_conv(model.bottleneck.snap(z))))
-        assert torch.equal(decoded, model.decode(model.bottleneck.snap(z)))
+        assert torch.equal(decoded, model.decoder(model.post_quant_conv(model.bottleneck.quantize(z))))
+        assert torch.equal(decoded, model.decode(model.bottleneck.quantize(z)))
         assert not torch.allclose(decoded, model.decoder(model.post_quant_conv(z)), atol=1e-3)
         x = normal(2, 3, 8, 8, seed=1)
         torch.testing.assert_close(model(x).x, model.decode(model.encode(x).mode()), rtol=1e-4, atol=1e-5)
@@ -278,7 +278,7 @@ def test_codes_are_a_bijection_between_the_grid_and_their_numbers(levels: list[i
     fsq, points = FSQ(levels), grid(levels)
     assert fsq.num_codes == len(points)
     assert sorted(fsq.codes(points).flatten().tolist()) == list(range(fsq.num_codes))
-    torch.testing.assert_close(fsq.snap(points), points, rtol=0, atol=1e-6)
+    torch.testing.assert_close(fsq.quantize(points), points, rtol=0, atol=1e-6)
 
 
 @quick
@@ -287,13 +287,13 @@ def test_every_latent_is_put_on_the_nearest_point_of_the_grid(levels: list[int],
     fsq, moments = FSQ(levels), scale * normal(2, len(levels), 3, 3, seed=seed)
     z = fsq.posterior(moments).mode()
     assert torch.equal(z, torch.tanh(moments))
-    snapped, points = fsq.snap(z), grid(levels).flatten(1)
+    snapped, points = fsq.quantize(z), grid(levels).flatten(1)
     differences = (rows(z)[:, None] - points).abs()
     torch.testing.assert_close((rows(z) - rows(snapped)).abs(), differences.amin(1), rtol=0, atol=1e-6)
     assert float((rows(snapped)[:, None] - points).abs().sum(2).amin(1).max()) < 1e-6
-    assert torch.equal(fsq.snap(snapped), snapped)
+    assert torch.equal(fsq.quantize(snapped), snapped)
     assert torch.equal(fsq.codes(snapped), fsq.codes(z))
-    assert torch.equal(fsq.snap(torch.full_like(z, 5)), torch.ones_like(z)), "beyond the grid"
+    assert torch.equal(fsq.quantize(torch.full_like(z, 5)), torch.ones_like(z)), "beyond the grid"
     latent = fsq(moments, no_noise, 1)
     torch.testing.assert_close(latent.z, snapped, rtol=0, atol=1e-6)
     assert torch.equal(latent.penalty, torch.zeros(2))

@@ -3,7 +3,6 @@
 A new sampler is picked up by itself and must be entered in SAMPLERS, a new schedule in SCHEDULES.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -12,15 +11,16 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from oracles import MU, C, Function, close, column, conditional, flow, no_noise, normal, oracle, quick, replay, wavy
 from torch import Tensor
 
-from ldm.diffusion.denoiser import ROWS, Denoiser
+from ldm.diffusion.denoiser import PRECONDITIONING, Denoiser
 from ldm.diffusion.guidance import APG, CFG
 from ldm.diffusion.multistep import DEIS, LMS, PLMS, UniPC
 from ldm.diffusion.objective import EDM, P2, LearnedUncertainty, LogitNormal, LogNormal, MinSNR, Simple, Uniform
-from ldm.diffusion.samplers import LCM, Ancestral, DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3M, Euler, Heun, RePaint, inverted
+from ldm.diffusion.samplers import DDIM, DDPM, LCM, Ancestral, DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3M, Euler, Heun, RePaint, inverted
 from ldm.diffusion.schedule import (
     CosineSchedule,
     FlowSchedule,
@@ -31,9 +31,8 @@ from ldm.diffusion.schedule import (
     SigmoidSchedule,
     ZeroTerminalSNR,
 )
-from ldm.interfaces import Cond, Network, NoiseSchedule, Sampler
-
-quick = settings(deadline=None, max_examples=60)
+from ldm.interfaces import Cond, NoiseSchedule, Sampler
+from ldm.registry import parts
 
 
 class Expected(NamedTuple):
@@ -46,6 +45,8 @@ class Expected(NamedTuple):
 
 SAMPLERS: dict[type, Expected] = {
     Ancestral: Expected(Ancestral(eta=0.0), 1),
+    DDIM: Expected(DDIM(), 1),
+    DDPM: Expected(DDPM(eta=0.0), 1),
     Euler: Expected(Euler(), 1),
     Heun: Expected(Heun(), 2, lambda n: 2 * n - 1),
     DPMSolverPP2S: Expected(DPMSolverPP2S(), 2, lambda n: 2 * n - 1, between=True),
@@ -106,25 +107,16 @@ SCHEDULES: dict[type, Levels] = {
 }
 
 
-def concrete(base: type) -> list[type]:
-    """The instantiable subclasses of `base` that ldm itself defines."""
-    found: dict[type, None] = {}
-    for cls in base.__subclasses__():
-        if cls.__module__.startswith("ldm.") and not inspect.isabstract(cls):
-            found[cls] = None
-        found |= dict.fromkeys(concrete(cls))
-    return list(found)
-
-
 def entry(table: dict[type, Any], cls: type) -> Any:
     if cls not in table:
         pytest.fail(f"{cls.__module__}.{cls.__name__} is new: enter it in SAMPLERS or SCHEDULES at the top of {__file__}")
     return table[cls]
 
 
-each_sampler = pytest.mark.parametrize("cls", [cls for cls in concrete(Sampler) if cls is not LCM])  # LCM solves no equation
-each_schedule = pytest.mark.parametrize("cls", concrete(NoiseSchedule))
-each_prediction = pytest.mark.parametrize("prediction", list(ROWS))
+SOLVERS = [cls for cls in parts(Sampler, ["diffusion"]).values() if cls is not LCM]  # LCM solves no equation
+each_sampler = pytest.mark.parametrize("cls", SOLVERS)
+each_schedule = pytest.mark.parametrize("cls", list(parts(NoiseSchedule, ["diffusion"]).values()))
+each_prediction = pytest.mark.parametrize("prediction", list(PRECONDITIONING))
 
 
 @lru_cache
@@ -132,60 +124,9 @@ def schedule_of(cls: type, num_steps: int = 1000) -> NoiseSchedule:
     return entry(SCHEDULES, cls).make(num_steps)
 
 
-class Function(Network):
-    """A network that is a plain function."""
-
-    in_channels = 2
-
-    def __init__(self, function: Callable[[Tensor, Tensor, Cond], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self.function(x, t, cond)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def column(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)
-
-
-def close(a: Tensor, b: Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-def no_noise() -> Tensor:
-    raise AssertionError("a deterministic sampler drew noise")
-
-
-def replay(noises: list[Tensor]) -> Callable[[], Tensor]:
-    draws = iter(noises)
-    return lambda: next(draws)
-
-
-def wavy(x: Tensor, t: Tensor) -> Tensor:
-    """An arbitrary nonlinear eps_theta of (B,2,h,w) and of the step t = 0 .. T-1, mixing channels and pixels."""
-    time = column(t / 10)
-    return torch.sin(1.3 * x + time) + 0.4 * torch.tanh(x.flip(1) * x.flip(3)) + 0.2 * torch.cos(time) * x
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Gaussian oracle: z0 ~ N(MU, diag(C^2)), so that D and the probability-flow ODE's solution are known
+# The Gaussian oracle's flow
 # ---------------------------------------------------------------------------------------------------------------------
-
-MU = torch.tensor([1.0, -0.5, 0.0], dtype=torch.float64).view(1, 3, 1, 1)
-C = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64).view(1, 3, 1, 1)
-
-
-def oracle(x: Tensor, sigma: Tensor) -> Tensor:
-    return MU + C**2 / (C**2 + sigma**2) * (x - MU)
-
-
-def flow(x: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    return MU + (x - MU) * ((C**2 + end**2) / (C**2 + start**2)).sqrt()
 
 
 def grid(n: int, high: float = 10.0, low: float = 0.05, rho: float = 7.0) -> Tensor:
@@ -292,6 +233,13 @@ def test_ancestral_changes_neither_x_nor_noise() -> None:
     Ancestral(1.0).sample(oracle, x, sigmas, replay(drawn))  # 4 draws for 5 steps: none in the last
     assert torch.equal(x, before)
     assert all(torch.equal(a, b) for a, b in zip(drawn, copies, strict=True))
+
+
+def test_ddim_and_ddpm_are_ancestral_under_their_names() -> None:
+    sigmas, drawn, x = schedule_of(LDMSchedule).steps(5), [normal(2, 3, 1, 1, seed=s) for s in range(4)], normal(2, 3, 1, 1, seed=9)
+    assert torch.equal(DDIM().sample(oracle, x, sigmas, no_noise), Ancestral(0.0).sample(oracle, x, sigmas, no_noise))
+    assert torch.equal(DDPM().sample(oracle, x, sigmas, replay(drawn)), Ancestral(1.0).sample(oracle, x, sigmas, replay(drawn)))
+    assert (DDIM().ancestral, DDPM().ancestral) == (False, True), "whose noise a network may have learned"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -479,7 +427,7 @@ def closed_form(prediction: str, z0: Tensor, eps: Tensor, sigma: Tensor) -> Tens
 
 
 def test_rows_with_a_closed_form() -> None:
-    assert set(ROWS) == {"eps", "v", "x0", "flow"}, "enter the new prediction type in closed_form and in test_min_snr_weight"
+    assert set(PRECONDITIONING) == {"eps", "v", "x0", "flow"}, "enter the new prediction type in closed_form and in test_min_snr_weight"
     with pytest.raises(ValueError, match="allowed are eps, v, x0, flow"):
         Denoiser(Function(lambda x, t, cond: x), LinearSchedule(), "score")  # type: ignore[arg-type]
 
@@ -527,7 +475,7 @@ def test_predictions_sample_alike() -> None:
     """Networks that say the same in different ways are one model to a sampler."""
     schedule, ends = schedule_of(LinearSchedule, 50), []
 
-    for prediction in ROWS:
+    for prediction in PRECONDITIONING:
 
         def answer(x_vp: Tensor, t: Tensor, cond: Cond, prediction: str = prediction) -> Tensor:
             sigma = column(schedule.sigma(t))
@@ -582,7 +530,7 @@ def test_min_snr_weight(log_sigma: float, gamma: float) -> None:
     snr = math.exp(-2 * log_sigma)
     expected = {"eps": min(snr, gamma) / snr, "v": min(snr, gamma) / (snr + 1), "x0": min(snr, gamma)}
     expected["flow"] = min(snr, gamma) / (math.sqrt(snr) + 1) ** 2
-    for prediction in ROWS:
+    for prediction in PRECONDITIONING:
         denoiser = Denoiser(Function(lambda x, t, cond: x), schedule_of(LinearSchedule), prediction)  # type: ignore[arg-type]
         assert float(MinSNR(gamma=gamma).weight(denoiser, sigma)) == pytest.approx(expected[prediction], rel=1e-12)
         assert float(Simple().weight(denoiser, sigma)) == 1
@@ -603,12 +551,6 @@ def test_weights_are_finite_and_positive_on_every_level(cls: type, prediction: s
 # ---------------------------------------------------------------------------------------------------------------------
 # Guidance
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def conditional(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-    assert cond.vector is not None
-    assert len(cond.vector) == len(x)
-    return torch.tanh(x * cond.vector.view(-1, 2, 1, 1)) / (1 + sigma)
 
 
 @quick
@@ -840,7 +782,7 @@ def test_offset_noise_is_constant_over_an_image() -> None:
 def test_p2_and_edm_weights(log_sigma: float, gamma: float, k: float) -> None:
     sigma = torch.tensor([math.exp(log_sigma)], dtype=torch.float64)
     snr = math.exp(-2 * log_sigma)
-    for prediction in ROWS:
+    for prediction in PRECONDITIONING:
         denoiser = Denoiser(Function(lambda x, t, cond: x), schedule_of(LinearSchedule), prediction)  # type: ignore[arg-type]
         on_z0 = float(denoiser.output_weight(sigma))
         assert float(P2(gamma=gamma, k=k).weight(denoiser, sigma)) == pytest.approx(snr / (k + snr) ** gamma * on_z0, rel=1e-9)

@@ -11,6 +11,7 @@ from conftest import CSV, ldm, stage1, stage2
 from PIL import Image
 
 from ldm.cli import main
+from ldm.errors import UserError
 
 
 def fails_with(capsys: pytest.CaptureFixture[str], arguments: list[str], *parts: str) -> None:
@@ -149,7 +150,7 @@ def test_unwritable_output(trained, tmp_path, capsys) -> None:
     (tmp_path / "file").write_text("in the way")
     fails_with(capsys, stage1(tmp_path / "file" / "run"), "file")
     model = str(trained / "diffusion" / "model")
-    fails_with(capsys, ["predict", "--model", model, "--out", str(tmp_path / "file" / "out")], "file")
+    fails_with(capsys, ["sample", model, "--n=1", "--steps=1", "--out", str(tmp_path / "file" / "out")], "file")
     if os.geteuid() != 0:  # root may write everywhere
         locked = tmp_path / "locked"
         locked.mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
@@ -159,22 +160,24 @@ def test_unwritable_output(trained, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (["--classes", "cow"], ["cow", "allowed: 0, 1"]),
+        (["--class", "cow"], ["cow", "allowed: 0, 1"]),
         (["--steps", "5000"], ["5000", "1 to 1000"]),
         (["--sampler", "Nope"], ["sampler", "Nope"]),
         (["--sampler", "Ancestral", "--sampler.eta", "2"], ["eta is 2"]),
-        (["--nmu", "3"], ["--nmu"]),
+        (["--nmu", "3"], ["--nmu", "did you mean --n "]),
+        (["-c", "sampling/none.yaml"], ["there is no config file 'sampling/none.yaml'", "sampling/ddim.yaml"]),
     ],
 )
-def test_wrong_predict_options(trained, tmp_path, capsys, options: list[str], parts: list[str]) -> None:
-    fails_with(capsys, ["predict", "--model", str(trained / "diffusion" / "model"), "--out", str(tmp_path), *options], *parts)
+def test_wrong_options_of_sample(trained, tmp_path, capsys, options: list[str], parts: list[str]) -> None:
+    fails_with(capsys, ["sample", str(trained / "diffusion" / "model"), "--out", str(tmp_path), *options], *parts)
 
 
-def test_predict_from_what_is_no_model(trained, tmp_path, capsys) -> None:
-    fails_with(capsys, ["predict", "--model", "nothing"], "no model at 'nothing'")
-    fails_with(capsys, ["predict", "--model", str(trained / "autoencoder" / "model")], "ConvAutoencoder", "stage 2")
+def test_sample_from_what_is_no_model(trained, tmp_path, capsys) -> None:
+    fails_with(capsys, ["sample"], "model is missing")
+    fails_with(capsys, ["sample", "nothing"], "no model at 'nothing'")
+    fails_with(capsys, ["sample", str(trained / "autoencoder" / "model")], "ConvAutoencoder", "stage 2")
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
-    fails_with(capsys, ["predict", "--model", str(tmp_path / "x.png")], "not a checkpoint")
+    fails_with(capsys, ["sample", str(tmp_path / "x.png")], "not a checkpoint")
 
 
 def test_unknown_command(capsys) -> None:
@@ -198,6 +201,49 @@ def test_no_traceback_in_a_process_of_its_own(tmp_path) -> None:
     assert result.stderr.strip().splitlines()[-1] == "ldm fit: data.path is '/nowhere', which is not a folder: give a folder of images"
 
 
+def test_a_fault_of_ldm_is_told_apart_from_a_mistake(tmp_path, capsys, monkeypatch) -> None:
+    def fails(command: str, arguments: list[str]) -> int:
+        raise ValueError("shapes do not match")
+
+    monkeypatch.setattr("ldm.commands.wav.main", fails)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert main(["wav", "x.png", "--rate=3"]) == 70
+    said = capsys.readouterr().err
+    (report,) = tmp_path.glob("ldm-fault-*.txt")
+    assert said == f"ldm wav: this is a fault of ldm (ValueError: shapes do not match).  Please report it with the file {report}\n"
+    text = report.read_text()
+    assert text.startswith("ldm wav x.png --rate=3\n")
+    assert "Traceback (most recent call last)" in text
+    assert "in fails" in text
+    monkeypatch.setenv("LDM_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="shapes do not match"):
+        main(["wav", "x.png"])
+
+
+def test_a_users_mistake_is_a_value_error_to_programs() -> None:
+    assert issubclass(UserError, ValueError)
+
+
+def test_what_the_machine_refuses_is_one_sentence(tmp_path, capsys, monkeypatch) -> None:
+    def full(command: str, arguments: list[str]) -> int:
+        raise OSError(28, "No space left on device", str(tmp_path / "x"))
+
+    monkeypatch.setattr("ldm.commands.wav.main", full)
+    assert main(["wav", "x.png"]) == 1
+    assert capsys.readouterr().err == f"ldm wav: No space left on device: {tmp_path / 'x'}\n"
+
+
+@pytest.mark.parametrize(("raised", "status"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 141), (SystemExit(3), 3)])
+def test_exit_statuses(raised: BaseException, status: int, capfd, monkeypatch) -> None:
+    def ends(command: str, arguments: list[str]) -> int:
+        raise raised
+
+    monkeypatch.setattr("ldm.commands.wav.main", ends)
+    monkeypatch.setattr("os.dup2", lambda *_: None)  # would close pytest's stdout
+    assert main(["wav", "x.png"]) == status
+    assert capfd.readouterr().err == ("ldm wav: stopped\n" if status == 130 else "")
+
+
 def test_help_imports_nothing_heavy() -> None:
     import subprocess
     import sys
@@ -207,12 +253,3 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip().splitlines()[-1] == "[]"
-
-
-def test_predict_imports_neither_wandb_nor_torchvision_nor_lpips() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, ldm.commands.predict; print(sorted({'wandb', 'lpips', 'diffusers', 'sklearn'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"

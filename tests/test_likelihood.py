@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_diffusion import MU, C, normal, oracle
+from oracles import MU, C, normal, oracle
 from torch import Tensor
 
 from ldm import model_folder
@@ -19,10 +19,10 @@ from ldm.data.datasets import DigitImages
 from ldm.diffusion.likelihood import Bins, bits_per_dim, log_likelihood, variational_bound
 from ldm.diffusion.schedule import KarrasSchedule, LDMSchedule
 from ldm.diffusion.variance import data_variance, step_kl, step_variance
+from ldm.latents.model import LatentDiffusion
 from ldm.nn.unet import UNet
 from ldm.ranges import to_float
-from ldm.stages.generation import Recipe
-from ldm.stages.model import LatentDiffusion
+from ldm.sampling.request import SamplingConfig
 
 ENTROPY = float((0.5 * torch.log2(2 * math.pi * math.e * C**2)).mean())  # bits per dimension
 LOW = 1e-3
@@ -114,18 +114,18 @@ def test_the_bins_of_a_whole_range_have_probability_1() -> None:
 
 def test_likelihoods_from_the_command_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a model of classes, and of one in pixels whose D, untrained, is 0: 8-bit images of which it knows nothing."""
-    latent = ["likelihood", "--model", str(trained / "diffusion" / "model"), "--images=digits", "--device=cpu"]
-    assert main([*latent, "--num=3", "--steps=20", "--ode_steps=4", "--out", str(tmp_path / "latent.json")]) == 0
+    latent = ["likelihood", str(trained / "diffusion" / "model"), "--images=digits", "--device=cpu"]
+    assert main([*latent, "--n=3", "--steps=20", "--ode-steps=4", "--out", str(tmp_path / "latent.json")]) == 0
     assert "3 images of digits, latents, 20 noise levels" in capsys.readouterr().out
     found = json.loads((tmp_path / "latent.json").read_text())
     assert found["bits/dim, bound"] == pytest.approx(sum(term["bits"] for term in found["terms"]) + found["prior"])
     assert math.isfinite(found["bits/dim, ODE"])
     model = LatentDiffusion(Pixels(), UNet(3, 8, (1,), 1, ()), Unconditional(), LDMSchedule(100), "x0")
     model.latents.measure(torch.tensor([0.1, 0.0, -0.1]), torch.tensor([0.5, 0.4, 0.3]), 10, (32, 32))
-    recipe = model_folder.describe(vars(Recipe()))
-    model_folder.save(model, tmp_path / "pixels", {"stage": "DiffusionStage", "classes": [], "size": 32, "recipe": recipe})
-    command = ["likelihood", "--model", str(tmp_path / "pixels"), "--images=digits", "--num=2", "--device=cpu"]
-    assert main([*command, "--ode_steps=50", "--out", str(tmp_path / "pixels.json")]) == 0
+    card = {"stage": "DiffusionStage", "classes": [], "size": 32, "sampling": SamplingConfig().described()}
+    model_folder.save(model, tmp_path / "pixels", card)
+    command = ["likelihood", str(tmp_path / "pixels"), "--images=digits", "--n=2", "--device=cpu"]
+    assert main([*command, "--ode-steps=50", "--out", str(tmp_path / "pixels.json")]) == 0
     assert "2 images of digits, 8-bit images, 100 noise levels" in capsys.readouterr().out
     found = json.loads((tmp_path / "pixels.json").read_text())
     x = to_float(torch.stack([DigitImages(32).pixels(i) for i in (0, len(DigitImages(32)) - 1)]))
@@ -135,11 +135,11 @@ def test_likelihoods_from_the_command_line(trained: Path, tmp_path: Path, capsys
     assert sum(term["bits"] for term in found["terms"][1:]) == pytest.approx(weights * float(z.square().mean()) / math.log(2), rel=1e-4)
     model = LatentDiffusion(Pixels(), UNet(3, 8, (1,), 1, (), learn_variance=True), Unconditional(), LDMSchedule(100), "x0")
     model.latents.measure(torch.tensor([0.1, 0.0, -0.1]), torch.tensor([0.5, 0.4, 0.3]), 10, (32, 32))
-    model_folder.save(model, tmp_path / "learned", {"stage": "DiffusionStage", "classes": [], "size": 32, "recipe": recipe})
-    learned = ["likelihood", "--model", str(tmp_path / "learned"), "--images=digits", "--num=2", "--device=cpu"]
+    model_folder.save(model, tmp_path / "learned", card)
+    learned = ["likelihood", str(tmp_path / "learned"), "--images=digits", "--n=2", "--device=cpu"]
     assert main([*learned, "--out", str(tmp_path / "learned.json")]) == 0
     found, middle = json.loads((tmp_path / "learned.json").read_text()), torch.zeros((), dtype=torch.float64)
     nats = sum(step_kl(z.double() ** 2, high, low, step_variance(high, low, middle)).mean() for low, high in pairwise(sigmas.double()))
     assert sum(term["bits"] for term in found["terms"][1:]) == pytest.approx(float(nats) / math.log(2), rel=1e-4)
-    assert main([*command, "--num=0"]) == 1
-    assert "num is 0" in capsys.readouterr().err
+    assert main([*command, "--n=0"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "ldm likelihood: --n is 0; allowed is 1 or more"

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_diffusion import LDMSchedule, normal, wavy
+from oracles import normal, wavy
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.multistep import DEIS, LMS, PLMS, UniPC
 from ldm.diffusion.samplers import Ancestral, DPMSolverPP2M, DPMSolverPP2S, Euler, Heun
+from ldm.diffusion.schedule import LDMSchedule
 from ldm.interfaces import Cond, Network, Sampler
 
 diffusers = pytest.importorskip("diffusers")

@@ -140,12 +140,19 @@ def test_text_to_image_from_fit_to_sample(trained: Path, tmp_path: Path, capsys)
         assert main([*sample, *options, "--out", str(tmp_path / name)]) == 0
         made[name] = (tmp_path / name / "0.png").read_bytes()
     assert len(set(made.values())) == 3
-    assert json.loads((tmp_path / "red" / "manifest.jsonl").read_text())["class"] == "red flag"
-    assert main(["predict", "--model", model, "--num=2", "--steps=1", "--prompt=[red flag,cat]", "--out", str(tmp_path / "two")]) == 0
+    line = json.loads((tmp_path / "away" / "manifest.jsonl").read_text())
+    assert (line["condition"], line["negative"]) == ({"text": "red flag"}, {"text": "blue flag"})
+    assert main(["sample", model, "--n=3", "--steps=1", "--prompt=[red flag,cat]", "--out", str(tmp_path / "two")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "two" / "manifest.jsonl").read_text().splitlines()]
+    assert [line["condition"]["text"] for line in lines] == ["red flag", "cat", "red flag"], "taken in turn"
     command += ["--data.path", str(images)]
     mistakes = {
-        "this model takes text or numbers: use a prompt": [*sample, "--class=3"],
-        "this model takes no text": ["sample", str(trained / "diffusion" / "model"), "--prompt=red flag"],
+        "a class was given ('3'), but this model takes a text: use --prompt": [*sample, "--class=3"],
+        "a prompt was given ('red flag'), but this model takes no text": [
+            "sample",
+            str(trained / "diffusion" / "model"),
+            "--prompt=red flag",
+        ],
         "there is no text encoder 'nothing'": [*command, "--model.conditioner.encoder=nothing"],
         "the conditioner makes 32: set the network's token_dim to 32": [
             *command,

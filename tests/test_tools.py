@@ -25,8 +25,7 @@ def test_the_benchmark_measures_every_case(tmp_path: Path) -> None:
 
 
 def test_digits_are_judged_by_a_classifier_that_knows_them(trained: Path, tmp_path: Path) -> None:
-    arguments = ["--model", str(trained / "diffusion" / "model"), "--num=10", "--steps=1", "--out", str(tmp_path)]
-    assert main(["predict", *arguments]) == 0
+    assert main(["sample", str(trained / "diffusion" / "model"), "--n=10", "--steps=1", "--out", str(tmp_path)]) == 0
     command = [sys.executable, str(ROOT / "tools" / "judge_digits.py"), str(tmp_path)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     accuracy = float(re.search(r"classifier: ([0-9.]+)%", said).group(1))  # type: ignore[union-attr]
@@ -46,8 +45,7 @@ def test_the_readme_uses_configs_and_options_that_exist(command: list[str], phot
     replaced = {"PICTURES": str(photos()), "runs/mine": str(trained), "runs/mine/diffusion/model": str(trained / "diffusion" / "model")}
     arguments = [replaced.get(part, part) for part in command[1:]]
     shown = "--help" if command[1] in ("evaluate", "ema", "likelihood", "sample", "again") else "--print_config"
-    with pytest.raises(SystemExit, match="0"):
-        main([*arguments, shown])
+    assert main([*arguments, shown]) == 0
     said = capsys.readouterr().out
     assert (
         "trainer:" in said
@@ -64,14 +62,12 @@ def header_commands() -> list[list[str]]:
 @pytest.mark.parametrize("command", header_commands(), ids=lambda c: " ".join(c[1:]))
 def test_the_command_at_the_head_of_a_config_is_accepted(command: list[str], photos, capsys) -> None:
     arguments = [str(photos()) if part == "PICTURES" else part for part in command[1:]]
-    with pytest.raises(SystemExit, match="0"):
-        main([*arguments, "--print_config"])
+    assert main([*arguments, "--print_config"]) == 0
     assert capsys.readouterr().out
 
 
 def test_print_config_shows_the_sum_of_files_and_overrides(tmp_path: Path, capsys) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main([*stage2(tmp_path), "--print_config"])
+    assert main([*stage2(tmp_path), "--print_config"]) == 0
     shown = capsys.readouterr().out
     assert "channels: 16" in shown
     assert "class_path: ldm.nn.unet.UNet" in shown

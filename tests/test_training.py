@@ -40,7 +40,7 @@ class Batches(L.LightningDataModule, TrainingData):
     def cache_latents(self, moments: Callable[[Tensor], Tensor], key: str, device: torch.device) -> None:
         raise AssertionError("stage 1 has no latents to cache")
 
-    def share(self) -> Iterator[Batch]:
+    def rank_batches(self) -> Iterator[Batch]:
         return iter(self.batches)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_diffusion import C, Function, close, conditional, normal, oracle, quick, replay
+from oracles import C, Function, close, conditional, normal, oracle, quick, replay
 from torch import Tensor, nn
 
 from ldm.diffusion.denoiser import Denoiser

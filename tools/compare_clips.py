@@ -22,14 +22,15 @@ from PIL import Image
 from torch import Tensor
 
 from ldm import model_folder
-from ldm.data.datasets import EmojiImages
 from ldm.data.clips import ClipImages
+from ldm.data.datasets import EmojiImages
 from ldm.data.film_writer import write_film
 from ldm.data.transforms import as_image, grid
-from ldm.frames import split_frames, side_by_side
+from ldm.frames import side_by_side, split_frames
 from ldm.ranges import to_float, to_uint8
+from ldm.sampling.pipeline import generate
+from ldm.sampling.request import SampleRequest, SamplingConfig, SeedNoise
 from ldm.stages.diffusion import start_from
-from ldm.stages.generation import Request, SamplingConfig, generate
 
 FRAMES, DEGREES = 8, 5.0
 
@@ -97,16 +98,17 @@ def main() -> None:
     source = ClipImages(str(films(args.out / "films")), 64, FRAMES)
     chosen = torch.linspace(0, len(source) - 1, args.num).round().long().tolist()
     real, classes = to_float(torch.stack([source.pixels(i) for i in chosen])), [source.records[i].label for i in chosen]
-    recipe, latents = SamplingConfig.of(loaded.card), loaded.model.latents
+    config, latents = SamplingConfig.of(loaded.card), loaded.model.latents
     made = {"films": real, "films through the first stage": latents.to_images(latents.to_latents(real)).clamp(-1, 1)}
-    requests = [Request(i, 0, name) for i, name in enumerate(classes)]
-    made["clips of the model"] = generate(loaded.model, requests, recipe, loaded.card["classes"], lanes=4)
+    requests = [SampleRequest(i, SeedNoise(0, i), {"class": name}) for i, name in enumerate(classes)]
+    made["clips of the model"] = generate(loaded.model, requests, config, loaded.card["classes"], chunk_size=4)
     untrained = model_folder.build(model_folder.describe(loaded.model))
     start_from(untrained, "emoji")
-    made["the same before the training"] = generate(untrained.eval(), requests, recipe, loaded.card["classes"], lanes=4)
+    made["the same before the training"] = generate(untrained.eval(), requests, config, loaded.card["classes"], chunk_size=4)
     one = generate(images.model, requests, SamplingConfig.of(images.card), images.card["classes"])
     made["frames of the model of images, one noise"] = one.repeat(1, FRAMES, 1, 1)
-    several = [Request(i * FRAMES + frame, 0, name) for i, name in enumerate(classes) for frame in range(FRAMES)]
+    numbered = list(enumerate(name for name in classes for _ in range(FRAMES)))
+    several = [SampleRequest(i, SeedNoise(0, i), {"class": name}) for i, name in numbered]
     frames = generate(images.model, several, SamplingConfig.of(images.card), images.card["classes"])
     made["frames of the model of images, each its noise"] = frames.unflatten(0, (-1, FRAMES)).flatten(1, 2)
     results = {name: agreement(clips) for name, clips in made.items()}

@@ -26,16 +26,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm import model_folder
-from ldm.commands.evaluate import measure
 from ldm.data.datasets import EmojiImages
 from ldm.data.transforms import as_image, grid
 from ldm.diffusion.guidance import APG, CFG
 from ldm.diffusion.multistep import DEIS, LMS, PLMS, UniPC
 from ldm.diffusion.samplers import Ancestral, DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3M, Heun
 from ldm.metrics.distances import Statistics, frechet_distance, kernel_distance
-from ldm.metrics.features import MobileNetV2
+from ldm.metrics.features import MobileNetV2, measured
 from ldm.ranges import to_uint8
-from ldm.stages.generation import LANES, Request, SamplingConfig, generate
+from ldm.sampling.pipeline import CHUNK_SIZE, generate
+from ldm.sampling.request import SampleRequest, SamplingConfig, SeedNoise
 
 FLOW = ["--model.schedule=FlowSchedule", "--model.objective=Simple", "--model.objective.times=LogitNormal"]
 PREDICTIONS = {"eps": [], "v": [], "x0": [], "flow": FLOW}  # the others with the emoji config's LDM schedule and min-SNR
@@ -73,7 +73,7 @@ class Judge:
         self.network, self.images = MobileNetV2(), EmojiImages()
         chosen = torch.linspace(0, len(self.images) - 1, num).round().long().tolist()
         self.conditions = [self.images.records[i].label for i in chosen]
-        self.features = measure(self.network, self.images, 64, "cpu")
+        self.features = measured(self.network, self.images, 64, torch.device("cpu"))[0]
         self.reference = Statistics.of(self.features)
         self.floor = self._distances(self.features[torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0))[:num]])
 
@@ -82,10 +82,10 @@ class Judge:
         return {"FD-mnv2": float(distance), "KID-mnv2": float(kernel_distance(features, self.features))}
 
     def __call__(self, loaded: model_folder.Loaded, name: str, **changes: Any) -> dict[str, float]:
-        recipe = replace(SamplingConfig.of(loaded.card), **changes)
-        requests = [Request(i, 0, condition) for i, condition in enumerate(self.conditions)]
-        with tqdm(total=len(requests) * recipe.num_steps, desc=name, unit="img", unit_scale=1 / recipe.num_steps) as bar:
-            pictures = generate(loaded.model, requests, recipe, loaded.card["classes"], 4 * LANES, lambda: bar.update(4 * LANES))
+        config, count = replace(SamplingConfig.of(loaded.card), **changes), 4 * CHUNK_SIZE
+        requests = [SampleRequest(i, SeedNoise(0, i), {"class": name}) for i, name in enumerate(self.conditions)]
+        with tqdm(total=len(requests) * config.num_steps, desc=name, unit="img", unit_scale=1 / config.num_steps) as bar:
+            pictures = generate(loaded.model, requests, config, loaded.card["classes"], count, lambda: bar.update(count))
         return self._distances(torch.cat([self.network(part) for part in to_uint8(pictures).split(64)]))
 
 
@@ -103,9 +103,10 @@ def predictions(judge: Judge, out: Path, steps: int) -> dict[str, dict[str, floa
             subprocess.run(command, check=True)
         loaded = model_folder.load(run / "diffusion" / "model")
         results[prediction] = judge(loaded, prediction, guidance=CFG(SCALE))
-        requests = [Request(i, 0, name) for i, name in enumerate(judge.conditions[:: len(judge.conditions) // 16][:16])]
-        recipe = replace(SamplingConfig.of(loaded.card), guidance=CFG(SCALE))
-        rows.append(generate(loaded.model, requests, recipe, loaded.card["classes"]))
+        shown = judge.conditions[:: len(judge.conditions) // 16][:16]
+        requests = [SampleRequest(i, SeedNoise(0, i), {"class": name}) for i, name in enumerate(shown)]
+        config = replace(SamplingConfig.of(loaded.card), guidance=CFG(SCALE))
+        rows.append(generate(loaded.model, requests, config, loaded.card["classes"]))
     as_image(grid(to_uint8(torch.cat(rows)), 16)).save(out / "predictions.png")
     lines = ["| prediction | FD-mnv2 | KID-mnv2 |", "|---|---|---|"]
     lines += [f"| {name} | {row['FD-mnv2']:.1f} | {row['KID-mnv2']:.4f} |" for name, row in results.items()]

@@ -26,10 +26,11 @@ from ldm.data.module import Emoji
 from ldm.data.transforms import as_image, as_tensor, grid
 from ldm.degradations import Downscale
 from ldm.diffusion.guidance import CFG
-from ldm.diffusion.tasks import Inpaint, Restore
 from ldm.interfaces import ConditioningImage, Task
 from ldm.ranges import to_float, to_uint8
-from ldm.stages.generation import Request, SamplingConfig, Source, generate
+from ldm.sampling.pipeline import generate
+from ldm.sampling.request import InputImage, SampleRequest, SamplingConfig, SeedNoise
+from ldm.sampling.tasks import Inpaint, Restore
 
 Rival = Callable[[ConditioningImage], Tensor]
 
@@ -96,15 +97,16 @@ def compare(task: str, out: Path, steps: int, num: int) -> tuple[dict[str, dict[
     held_out, perceptual = Emoji(val_fraction=0.05).sets[1], Lite0()
     images = torch.stack([held_out.read(i)[0] for i in range(min(num, len(held_out)))])
     torch.manual_seed(0)
-    seen, x = loaded.model.conditioner.see({"image": images}), to_float(images)
+    seen, x = loaded.model.conditioner.degrade({"image": images}), to_float(images)
     masks = [None] * len(x) if seen.mask is None else list(seen.mask)
-    requests = [Request(i, source=Source(*pair, {})) for i, pair in enumerate(zip(seen.x, masks, strict=True))]
-    recipe = replace(SamplingConfig.of(loaded.card), task=None if seen.mask is None else Inpaint())
+    shown = [InputImage(*pair) for pair in zip(seen.x, masks, strict=True)]
+    requests = [SampleRequest(i, SeedNoise(0, i), image=image) for i, image in enumerate(shown)]
+    config = replace(SamplingConfig.of(loaded.card), task=None if seen.mask is None else Inpaint())
     results, made = {}, {}
     for name, settings in RIVALS[task].items():
         found = [(measure(rival(seen), x, perceptual), rival(seen)) for rival in settings]
         results[name], made[name] = max(found, key=lambda pair: pair[0]["PSNR"])
-    made["ours"] = generate(loaded.model, requests, recipe, loaded.card["classes"])
+    made["ours"] = generate(loaded.model, requests, config, loaded.card["classes"])
     if task in UNTRAINED:
         carried = model_folder.load("emoji")
         plain = replace(SamplingConfig.of(carried.card), task=UNTRAINED[task], guidance=CFG(1.0))
@@ -113,8 +115,8 @@ def compare(task: str, out: Path, steps: int, num: int) -> tuple[dict[str, dict[
     hidden = seen.x if seen.mask is None else seen.x * (1 - seen.mask)
     best = max(RIVALS[task], key=lambda name: results[name]["PSNR"])
     rows = [F.interpolate(hidden, size=x.shape[2:]), made[best], made["ours"], x]
-    shown = torch.linspace(0, len(x) - 1, 16).round().long()
-    return results, grid(to_uint8(torch.cat([row[shown] for row in rows])), 16)
+    chosen = torch.linspace(0, len(x) - 1, 16).round().long()
+    return results, grid(to_uint8(torch.cat([row[chosen] for row in rows])), 16)
 
 
 def main() -> None:

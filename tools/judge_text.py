@@ -2,7 +2,7 @@
 
 Asks for emoji by name, evenly chosen of those that the model was trained on and all of those that it was not, and reads each picture by the
 five nearest real emoji in MobileNetV2's features.  Chance: the same pictures with the prompts shuffled.  Colours are read as the hue of
-what is not grey.  Writes pictures.png (a row per prompt of PRECONDITIONING) and results.json.
+what is not grey.  Writes pictures.png (a row per prompt of ROWS) and results.json.
 """
 
 import argparse
@@ -18,15 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm import model_folder
-from ldm.commands.evaluate import measure
 from ldm.data.datasets import EmojiImages
 from ldm.data.module import Emoji
 from ldm.data.transforms import as_image, grid
-from ldm.metrics.features import MobileNetV2
+from ldm.metrics.features import MobileNetV2, measured
 from ldm.ranges import to_uint8
-from ldm.stages.generation import LANES, Request, SamplingConfig, generate
+from ldm.sampling.pipeline import CHUNK_SIZE, generate
+from ldm.sampling.request import SampleRequest, SamplingConfig, SeedNoise
 
-PRECONDITIONING = {"red heart": ["heart"], "dog face": ["animal-mammal"], "flag": ["flag", "country-flag"], "clock": ["time"]}
+ROWS = {"red heart": ["heart"], "dog face": ["animal-mammal"], "flag": ["flag", "country-flag"], "clock": ["time"]}
 HUES = {"red": 0, "orange": 28, "yellow": 48, "green": 110, "blue": 210, "purple": 280}  # degrees
 THINGS = ("heart", "book", "circle", "square", "flower", "apple")
 COLUMNS, NEIGHBOURS = 10, 5
@@ -37,7 +37,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.network, self.images = MobileNetV2(), EmojiImages()
-        self.features = F.normalize(measure(self.network, self.images, 64, "cpu").float(), dim=1)
+        self.features = F.normalize(measured(self.network, self.images, 64, torch.device("cpu"))[0].float(), dim=1)
         self.labels = [str(record.label) for record in self.images.records]
 
     def __call__(self, pictures: Tensor, without: Sequence[int] = ()) -> list[str]:
@@ -60,8 +60,8 @@ def hue(picture: Tensor) -> str:
 
 
 def made(loaded: model_folder.Loaded, prompts: Sequence[str]) -> Tensor:
-    requests = [Request(i, 0, prompt) for i, prompt in enumerate(prompts)]
-    return to_uint8(generate(loaded.model, requests, SamplingConfig.of(loaded.card), (), 4 * LANES))
+    requests = [SampleRequest(i, SeedNoise(0, i), {"text": prompt}) for i, prompt in enumerate(prompts)]
+    return to_uint8(generate(loaded.model, requests, SamplingConfig.of(loaded.card), (), 4 * CHUNK_SIZE))
 
 
 def against_chance(read: Sequence[str], asked: Sequence[str]) -> dict[str, float]:
@@ -96,11 +96,11 @@ def main() -> None:
     coloured = [(colour, thing) for thing in THINGS for colour in HUES]
     read = [hue(picture) for picture in made(loaded, [f"{colour} {thing}" for colour, thing in coloured])]
     results["colour"] = against_chance(read, [colour for colour, _ in coloured])
-    pictures = made(loaded, [prompt for prompt in PRECONDITIONING for _ in range(COLUMNS)])
+    pictures = made(loaded, [prompt for prompt in ROWS for _ in range(COLUMNS)])
     read = [label.split("/")[1] for label in reader(pictures)]
-    asked = [prompt for prompt in PRECONDITIONING for _ in range(COLUMNS)]
-    named = [next((prompt for prompt, labels in PRECONDITIONING.items() if label in labels), "other") for label in read]
-    results[", ".join(PRECONDITIONING)] = against_chance(named, asked)
+    asked = [prompt for prompt in ROWS for _ in range(COLUMNS)]
+    named = [next((prompt for prompt, labels in ROWS.items() if label in labels), "other") for label in read]
+    results[", ".join(ROWS)] = against_chance(named, asked)
     args.out.mkdir(parents=True, exist_ok=True)
     as_image(grid(pictures, COLUMNS)).save(args.out / "pictures.png")
     (args.out / "results.json").write_text(json.dumps(results, indent=1))
