@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError, nearest
 from ldm.interfaces import Buildable
-from ldm.registry import current_path
+from ldm.registry import current_arguments, current_path
 
 FORMAT = 1
 CONFIG = "config.yaml"  # of a model folder
@@ -62,7 +62,7 @@ def build(spec: Any, trusted: Iterable[str] = ()) -> Any:
     if not (isinstance(cls, type) and issubclass(cls, Buildable)):
         raise UserError(f"the model names {spec['class_path']!r}, which is not a part that a model can be built from")
     try:
-        return cls(**build(spec.get("init_args", {}), trusted))
+        return cls(**build(current_arguments(name, spec.get("init_args", {})), trusted))
     except TypeError as error:
         raise UserError(f"the model's description does not fit this version of ldm: {error}") from error
 

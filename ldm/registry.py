@@ -23,6 +23,9 @@ MOVED_MODULES = {
 }
 RENAMED = {"Together": "CompositeConditioner", "Smaller": "Downscale", "Blurred": "GaussianBlur", "Grey": "Grayscale"}
 
+# Arguments of earlier versions, by class: their name today; None: they have no meaning any more.
+RENAMED_ARGUMENTS: dict[str, dict[str, str | None]] = {"BSR": {"shrinks": "downscale"}, "Restore": {"scale": None}}
+
 Part = TypeVar("Part")
 
 
@@ -31,6 +34,12 @@ def current_path(class_path: str) -> str:
     module, _, name = class_path.rpartition(".")
     moved = MOVED_MODULES.get(module, module)
     return f"{moved}.{RENAMED.get(name, name) if moved.startswith('ldm') or not moved else name}".lstrip(".")
+
+
+def current_arguments(class_path: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a class in today's names."""
+    today = RENAMED_ARGUMENTS.get(class_path.rpartition(".")[2], {})
+    return {str(key): value for name, value in arguments.items() if (key := today.get(name, name)) is not None}
 
 
 def load(rooms: Iterable[str] = ROOMS) -> None:
@@ -71,6 +80,7 @@ def resolve(
     hints = {name: hint for name, hint in get_type_hints(cls.__init__).items() if name != "return"}  # type: ignore[misc]
     if not isinstance(arguments, Mapping):
         raise UserError(f"{what} has the arguments {arguments!r}; give them by name: {', '.join(hints)}")
+    arguments = current_arguments(cls.__name__, arguments)
     resolved = dict(arguments)
     for name, value in arguments.items():
         low, high = (bounds or {}).get(name, (-math.inf, math.inf))

@@ -56,7 +56,15 @@ def test_honest_settings_are_understood(tmp_path: Path) -> None:
 def test_pictures_of_the_version_before_still_work(tmp_path: Path) -> None:
     """Its words: one for a condition, `share`, `towards_seed`, `lanes`, and no word where they did not matter."""
     old = {key: SETTINGS[key] for key in ("index", "seed", "sampler", "guidance", "steps", "spacing", "task", "size", "model_sha256")}
-    old |= {"class": "cat-face", "negative": None, "windows": False, "towards_seed": 7, "share": 0.5, "mixed": "country-flag", "ldm": "0.1.0"}
+    old |= {
+        "class": "cat-face",
+        "negative": None,
+        "windows": False,
+        "towards_seed": 7,
+        "share": 0.5,
+        "mixed": "country-flag",
+        "ldm": "0.1.0",
+    }
     assert again(tmp_path, json.dumps(old)) == 0
     found = settings_in(tmp_path / "again" / "0.png")
     assert found is not None
@@ -108,13 +116,20 @@ def test_what_is_not_ours_carries_no_settings(text: str, tmp_path: Path, capsys:
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["class_path", "init_args", "eta", "scale", "word"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["class_path", "init_args", "eta", "scale", "word"]), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
-@given(changes=st.dictionaries(st.sampled_from([*SETTINGS, "class", "share", "towards_seed", "tile", "weight", "image", "shows"]), values, max_size=3))
+@given(
+    changes=st.dictionaries(
+        st.sampled_from([*SETTINGS, "class", "share", "towards_seed", "tile", "weight", "image", "shows"]), values, max_size=3
+    )
+)
 def test_settings_are_understood_or_refused(changes: dict[str, Any]) -> None:
     try:
         stored = StoredSettings.parse({**SETTINGS, **changes})

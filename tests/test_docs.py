@@ -13,6 +13,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
 import traceback
 import wave
@@ -189,6 +190,7 @@ def prepare(folder: Path, page: Path) -> None:
         "FILM": lambda path: frames(path, emoji),
         "VAE": autoencoder_of_diffusers,
         "MASK": mask,
+        "MODEL": lambda path: shutil.copytree(ROOT / "ldm" / "models" / "emoji", path),
         "SMALL": lambda path: picture(path, EmojiImages(16).pixels(40)),
         "PICTURE": lambda path: picture(path, emoji.pixels(40), marked=page.name == "watermark.md"),
         "ONE": lambda path: picture(path, emoji.pixels(41)),
@@ -206,7 +208,7 @@ def ldm(words: list[str]) -> None:
     """Run a command of ldm in this process."""
     extra = ["--trainer.enable_model_summary=false"] if words[0] in TRAINING else []
     if words[0] in TRAINING and any(word.startswith("diffusion/") for word in words):
-        extra.append("--model.sampling_steps=2")  # of the pictures at a validation
+        extra.append("--model.sampling_steps=2")  # of the model, for `ldm ema`
     assert main([*words, *extra]) == 0
     if words[0] in TRAINING:
         wandb.finish()  # as the end of the process does
@@ -300,8 +302,9 @@ def run_python(block: Block, namespace: dict[str, Any]) -> None:
 
 @pytest.fixture
 def shortened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """A folder to work in, and two steps for everything."""
+    """A folder to work in, two steps for everything, and no pictures at validations (tests/test_runs.py has them)."""
     from ldm.sampling.model import Model
+    from ldm.stages.diffusion import DiffusionStage
 
     plan = Model.plan
 
@@ -311,6 +314,7 @@ def shortened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytes
 
     threads = torch.get_num_threads()
     monkeypatch.setattr(Model, "plan", short)
+    monkeypatch.setattr(DiffusionStage, "pictures", lambda stage, batch: {})
     monkeypatch.setenv("LDM_SHORTEN", "2")
     monkeypatch.setenv("LDM_TRACEBACK", "1")
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -107,7 +107,9 @@ def test_clips_are_cut_from_films_one_after_the_other(films: Path) -> None:
     with pytest.warns(UserWarning, match="fewer than 7 frames"):
         strided = ClipImages(str(films), 32, frames=3, stride=3)
     assert len(strided) == 11
-    assert torch.equal(split_frames(strided.pixels(1)[None], 3)[1], split_frames(images.pixels(by_id[f"{strided.records[1].id[:-1]}3"])[None], 3)[0])
+    assert torch.equal(
+        split_frames(strided.pixels(1)[None], 3)[1], split_frames(images.pixels(by_id[f"{strided.records[1].id[:-1]}3"])[None], 3)[0]
+    )
     assert strided.fingerprint() != images.fingerprint()
 
 

@@ -91,7 +91,13 @@ def test_a_rerun_decodes_nothing_that_is_there(sample, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("manifest.jsonl", b'{"audio": 1}\n'), ("manifest.jsonl", b"hello"), ("manifest.jsonl", b"[1]"), ("grid.png", b"mine"), ("0.png", b"mine")],
+    [
+        ("manifest.jsonl", b'{"audio": 1}\n'),
+        ("manifest.jsonl", b"hello"),
+        ("manifest.jsonl", b"[1]"),
+        ("grid.png", b"mine"),
+        ("0.png", b"mine"),
+    ],
 )
 def test_files_of_somebody_else_are_never_overwritten(name: str, content: bytes, sample, tmp_path: Path, capsys) -> None:
     (tmp_path / "out").mkdir()

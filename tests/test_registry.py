@@ -5,11 +5,12 @@ from typing import Any, Literal
 
 import pytest
 
+from ldm.data.corruptions import BSR
 from ldm.degradations import Degradation, Downscale
 from ldm.diffusion.guidance import CFG
 from ldm.diffusion.samplers import DDPM, RePaint
 from ldm.errors import UserError
-from ldm.interfaces import Conditioner, Guidance, Sampler, Task
+from ldm.interfaces import Conditioner, Corruption, Guidance, Sampler, Task
 from ldm.model_folder import build
 from ldm.registry import current_path, find, fits, parts, resolve
 from ldm.sampling.tasks import Restore
@@ -26,6 +27,9 @@ OLD = {
 }
 
 
+SMALLER = {"class_path": "ldm.degradations.Smaller", "init_args": {"factor": 2}}
+
+
 @pytest.mark.parametrize("path", OLD)
 def test_class_paths_of_earlier_versions(path: str) -> None:
     assert current_path(path) == current_path(OLD[path]) == OLD[path]
@@ -36,18 +40,24 @@ def test_paths_of_other_packages_stay() -> None:
 
 
 def test_parts_of_earlier_versions_are_built() -> None:
-    old = {"class_path": "ldm.degradations.Smaller", "init_args": {"factor": 2}}
-    assert build({"class_path": "ldm.diffusion.tasks.Restore", "init_args": {"degradation": old}}) == Restore(Downscale(2))
+    assert build({"class_path": "ldm.diffusion.tasks.Restore", "init_args": {"degradation": SMALLER}}) == Restore(Downscale(2))
     label = {"class_path": "ldm.conditioning.label.ClassLabel", "init_args": {"num_classes": 3, "dim": 4}}
     together = build({"class_path": "ldm.conditioning.together.Together", "init_args": {"parts": [label]}})
     assert isinstance(together, Conditioner)
     assert together.num_classes == 3
 
 
-def test_arguments_of_earlier_versions_are_understood() -> None:
-    """Model folders that configs/task/super-resolution-bsr.yaml trained say `shrinks`."""
-    corruption = build({"class_path": "ldm.data.corruptions.BSR", "init_args": {"shrinks": 2}})
-    assert corruption.downscale == 2
+OLD_ARGUMENTS = [  # in model folders and configs, and in pictures' settings
+    ({"class_path": "ldm.data.corruptions.BSR", "init_args": {"shrinks": 2}}, BSR(2)),
+    ({"class_path": "ldm.diffusion.tasks.Restore", "init_args": {"degradation": SMALLER, "scale": 1.0}}, Restore(Downscale(2))),
+]
+
+
+@pytest.mark.parametrize(("spec", "part"), OLD_ARGUMENTS, ids=["shrinks", "scale"])
+def test_arguments_of_earlier_versions_are_understood(spec: dict[str, Any], part: Any) -> None:
+    assert build(spec) == part
+    rooms = ["data", "degradations", "sampling"]
+    assert build(resolve(spec, Task if isinstance(part, Task) else Corruption, "task", rooms)) == part
 
 
 def test_parts_are_found_by_walking_the_rooms() -> None:

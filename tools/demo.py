@@ -46,11 +46,11 @@ def main() -> None:
     train(name, out, SHORT if arguments.emoji == "short" else {})
     model, samples = str(out / "diffusion" / "model"), out / "samples"
     if arguments.emoji:
-        run("ldm", "predict", "--model", model, "--classes", EMOJI_ROWS, "--per_class", "10", "--out", str(samples))
+        run("ldm", "sample", model, "--class", EMOJI_ROWS, "--per-class", "10", "--out", str(samples))
     else:
-        run("ldm", "predict", "--model", model, "--num", "100", "--out", str(samples))
+        run("ldm", "sample", model, "--n", "100", "--out", str(samples))
         run("python", "tools/judge_digits.py", str(samples))
-        run("ldm", "predict", "--model", "emoji", "--classes", EMOJI_ROWS, "--per_class", "10", "--out", str(out / "emoji"))
+        run("ldm", "sample", "emoji", "--class", EMOJI_ROWS, "--per-class", "10", "--out", str(out / "emoji"))
         shutil.copy(out / "emoji" / "grid.png", out / "emoji.png")
     shutil.copy(samples / "grid.png", out / "samples.png")
     print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes.  Everything is in {out}:")
@@ -58,11 +58,11 @@ def main() -> None:
     if not arguments.emoji:
         print(f"  {out / 'emoji.png'}    pictures from the emoji model that comes with the package, a row per category")
     print(f"  {out / 'autoencoder' / 'pictures'}  originals above reconstructions")
-    print(f"  {model}  the trained model, with everything that `ldm predict` needs")
+    print(f"  {model}  the trained model, with everything that `ldm sample` needs")
     ldm = Path(os.path.relpath(sys.executable)).parent / "ldm"
     print("Next:")
-    print(f"  {ldm} predict --model {model} --num 16 --seed 1 --out runs/more")
-    print(f"  {ldm} predict --model emoji --classes face-smiling,animal-mammal --num 16 --out runs/emoji-samples")
+    print(f"  {ldm} sample {model} --n 16 --seed 1 --out runs/more")
+    print(f"  {ldm} sample emoji --class face-smiling,animal-mammal --n 16 --out runs/emoji-samples")
     options = "-c trainer/cpu.yaml -c data/folder.yaml -c autoencoder/emoji.yaml --data.size 64 --run runs/mine"
     print(f"  {ldm} fit {options} --data.path PICTURES")
 

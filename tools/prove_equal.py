@@ -3,8 +3,8 @@
     python tools/prove_equal.py --out before          # on the code as it was
     python tools/prove_equal.py --out after --compare before   # on the code as it is: exit status 1 where a byte differs
 
-Models are trained in the folder `--out` (toy sizes, 20 steps, about 3 minutes on a core), pictures are made by the command line, with its old
-spellings, which every version understands.  Pixels are compared, not files: the settings in a PNG may be told in other words.
+Models are trained in the folder `--out` (toy sizes, 20 steps, about 2 minutes on a core), pictures are made by the command line, with
+its old spellings, which every version understands.  Pixels are compared, not files: the settings in a PNG may be told in other words.
 """
 
 import argparse
@@ -62,28 +62,29 @@ def assets(folder: Path) -> dict[str, str]:
 
 def runs(run: str, files: dict[str, str]) -> dict[str, list[str]]:
     """Trainings by the folder that they write, in order."""
-    first = f"--model.first_stage={run}/autoencoder/model"
+    first, init = f"--model.first_stage={run}/autoencoder/model", f"--model.init={run}/diffusion/model"
+    folder, model = ["-c", "data/folder.yaml", "--data.size=32"], ["-c", "diffusion/digits.yaml", *SMALL]
+    numbers = ["--model.conditioner=Numbers", '--model.conditioner.ranges={"weight": [0, 10]}', "--model.network.vector_dim=64"]
+    clips = ["-c", "data/clips.yaml", f"--data.path={files['films']}", "--data.size=32", "--data.frames=2"]
+    inpainting = ["-c", "task/inpainting.yaml", "--model.network.concat_channels=3", "--model.conditioner.channels=2"]
+    text = ["-c", "diffusion/emoji-text.yaml", *SMALL, "--model.network.in_channels=2"]
     return {
         "autoencoder": ["-c", "data/digits.yaml", "-c", "autoencoder/digits.yaml", "--model.autoencoder.channels=16"],
         "diffusion": DIGITS,
         "variance/diffusion": [*DIGITS, "-c", "objective/learned-variance.yaml", first],
         "classifier": ["-c", "data/digits.yaml", "-c", "classifier/digits.yaml", "--model.network.channels=16"],
-        "inpainting": [*DIGITS, "-c", "task/inpainting.yaml", "--model.network.concat_channels=3", "--model.conditioner.channels=2", first]
-        + [f"--model.init={run}/diffusion/model"],
-        "numbers/diffusion": ["-c", "data/folder.yaml", f"--data.path={files['numbers']}", "--data.size=32", "-c", "diffusion/digits.yaml", *SMALL]
-        + ["--model.conditioner=Numbers", '--model.conditioner.ranges={"weight": [0, 10]}', "--model.network.vector_dim=64", first],
-        "text/diffusion": ["-c", "data/folder.yaml", f"--data.path={files['texts']}", "--data.size=32", "-c", "diffusion/emoji-text.yaml", *SMALL]
-        + ["--model.network.in_channels=2", first],
-        "clips/video": ["-c", "data/clips.yaml", f"--data.path={files['films']}", "--data.size=32", "--data.frames=2"]
-        + ["-c", "diffusion/digits.yaml", "-c", "finetune/video.yaml", *SMALL, first, f"--model.init={run}/diffusion/model"]
-        + ["--model.network.frames=2"],
-    }  # fmt: skip
+        "inpainting": [*DIGITS, *inpainting, first, init],
+        "numbers/diffusion": [*folder, f"--data.path={files['numbers']}", *model, *numbers, first],
+        "text/diffusion": [*folder, f"--data.path={files['texts']}", *text, first],
+        "clips/video": [*clips, *model, "-c", "finetune/video.yaml", first, init, "--model.network.frames=2"],
+    }
 
 
 def kinds(run: str, files: dict[str, str]) -> dict[str, list[str]]:
     """Commands by kind of sampling, without the options that all have."""
     image, digit, few = ["--image", files["face"]], f"{run}/diffusion/model", ["--steps=3"]
     emoji = ["sample", "emoji", *few]
+    classifier = ["--guidance=ClassifierGuidance", f"--guidance.classifier={run}/classifier/model"]
     predict = ["predict", *few, "--trainer.accelerator=cpu"]
     return {
         "class": [*emoji, "--class=face-smiling,cat-face"],
@@ -106,7 +107,7 @@ def kinds(run: str, files: dict[str, str]) -> dict[str, list[str]]:
         "wide": [*emoji, "--size=96x64"],
         "negative": [*emoji, "--class=face-smiling", "--negative=cat-face"],
         "autoguidance": [*predict, "--model=emoji", "--guidance=CFG", "--guidance.weaker=emoji", "--guidance.scale=2", "--num=20"],
-        "classifier": [*predict, f"--model={digit}", "--guidance=ClassifierGuidance", f"--guidance.classifier={run}/classifier/model", "--num=20"],
+        "classifier": [*predict, f"--model={digit}", *classifier, "--num=20"],
         "learned variance": [*predict, f"--model={run}/variance/diffusion/model", "--sampler=Ancestral", "--sampler.eta=1", "--num=20"],
         "tiles": [*emoji, "--size=96x64", "--tile=32"],
         "trained task": ["sample", f"{run}/inpainting/model", "--image", files["three"], "--mask", files["mask32"], *few],

@@ -19,7 +19,8 @@ def checked(inputs: Mapping[str, Input], condition: Mapping[str, Any], classes: 
                 label = label_of(value, classes, num_classes)
                 values[name] = classes[label] if label < len(classes) else str(label)
             case TextInput():
-                values[name] = str(value)
+                if value != "":  # the null is the empty text
+                    values[name] = str(value)
             case NumberInput():
                 values[name] = number(name, value)
             case _:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ldm.errors import UserError, nearest
-from ldm.registry import current_path
+from ldm.registry import current_arguments, current_path
 
 _PACKAGE = Path(__file__).parent.parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"  # installed, or a clone
@@ -52,6 +52,9 @@ def _in_todays_names(value: Any, file: str) -> Any:
     if isinstance(name := found.get("class_path"), str) and (today := current_path(name)) != name:
         print(f"ldm: {file} has the old name {name}: write {today}", file=sys.stderr)
         found["class_path"] = today
+    if isinstance(name, str) and (arguments := found.get("init_args")) and (fitting := current_arguments(name, arguments)) != arguments:
+        print(f"ldm: {file} has old arguments of {name}: they are now {', '.join(fitting)}", file=sys.stderr)
+        found["init_args"] = fitting
     return found
 
 
