@@ -315,6 +315,7 @@ def shortened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytes
     threads = torch.get_num_threads()
     monkeypatch.setattr(Model, "plan", short)
     monkeypatch.setattr(DiffusionStage, "pictures", lambda stage, batch: {})
+    monkeypatch.setattr("ldm.sampling.tasks.FINAL_ITERATIONS", 20)
     monkeypatch.setenv("LDM_SHORTEN", "2")
     monkeypatch.setenv("LDM_TRACEBACK", "1")
     monkeypatch.setenv("WANDB_MODE", "offline")

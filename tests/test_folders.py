@@ -203,3 +203,17 @@ def test_a_run_stands_for_the_model_below_it(trained: Path, tmp_path: Path, caps
     (tmp_path / "empty").mkdir()
     assert main(["sample", str(tmp_path / "empty"), *common, str(tmp_path / "x")]) == 1
     assert "no model at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("preview.png", ["--preview"]), ("0.gif", ["--trajectory=2"]), ("1-steps.png", ["--trajectory=2"])]
+)
+def test_files_beside_the_pictures_are_not_overwritten_either(name: str, options: list[str], sample, tmp_path: Path, capsys) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(b"mine")
+    assert sample("--n=2", *options) == 1
+    assert f"{name} is not of ldm" in capsys.readouterr().err
+    assert (tmp_path / "out" / name).read_bytes() == b"mine"
+    assert not (tmp_path / "out" / "0.png").exists()
+    assert sample("--n=2", *options, out="other") == 0
+    assert sample("--n=3", *options, out="other") == 0, "our own are written anew"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import stage2
 
-from ldm.cli import COMMANDS, main
+from ldm.cli import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,27 +31,6 @@ def test_digits_are_judged_by_a_classifier_that_knows_them(trained: Path, tmp_pa
     accuracy = float(re.search(r"classifier: ([0-9.]+)%", said).group(1))  # type: ignore[union-attr]
     assert accuracy > 97
     assert "of 10 pictures" in said
-
-
-def readme_commands() -> list[list[str]]:
-    text = (ROOT / "README.md").read_text()
-    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ")
-    return [shlex.split(line, comments=True) for line in blocks.splitlines() if line.startswith("ldm ")]
-
-
-@pytest.mark.parametrize("command", readme_commands(), ids=lambda c: " ".join(c[1:8]))
-def test_the_readme_uses_configs_and_options_that_exist(command: list[str], photos, trained: Path, tmp_path: Path, capsys) -> None:
-    assert command[1] in COMMANDS
-    replaced = {"PICTURES": str(photos()), "runs/mine": str(trained), "runs/mine/diffusion/model": str(trained / "diffusion" / "model")}
-    arguments = [replaced.get(part, part) for part in command[1:]]
-    shown = "--help" if command[1] in ("evaluate", "ema", "likelihood", "sample", "again") else "--print_config"
-    assert main([*arguments, shown]) == 0
-    said = capsys.readouterr().out
-    assert (
-        "trainer:" in said
-        if shown == "--print_config"
-        else all(part in said for part in arguments if part.startswith("--") and part != "--class")
-    )
 
 
 def header_commands() -> list[list[str]]:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from ldm.console.lightning import quiet
 from ldm.errors import UserError
 from ldm.sampling.pipeline import chunks
-from ldm.sampling.run import Job
+from ldm.sampling.run import Job, advance
 
 
 class Sampling(L.LightningModule):
@@ -22,7 +22,7 @@ class Sampling(L.LightningModule):
 
     def predict_step(self, batch: list[int], batch_idx: int) -> None:
         for some in chunks([self.job.pending[position] for position in batch], self.job.chunk_size):
-            self.job.make(some, lambda share: self.bar.update(share * self.trainer.world_size))
+            self.job.make(some, lambda share: advance(self.bar, share * self.trainer.world_size))
 
 
 def run_on_devices(job: Job, options: dict[str, Any]) -> bool:

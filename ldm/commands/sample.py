@@ -207,7 +207,6 @@ def main(command: str, arguments: list[str]) -> int:
         warn("--batch-size is ignored: each picture is written as soon as it is made")
     model = load(values["model"], values["device"], values["trusted"])
     if limit() is not None:
-        steps = at_most(SamplingConfig.of(model.loaded.card).steps if values["steps"] is None else values["steps"])
-        values |= {"steps": steps, "n": at_most(values["n"]), "per_class": at_most(values["per_class"])}
-    output = output_of(values)
-    return make(model, model.plan(options_of(values, model.network)), values, output)
+        values["steps"] = at_most(values["steps"] or SamplingConfig.of(model.loaded.card).steps)
+        values |= {"n": at_most(values["n"] or (None if values["image"] else 4)), "per_class": at_most(values["per_class"])}
+    return make(model, model.plan(options_of(values, model.network)), values, output_of(values))

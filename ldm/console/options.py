@@ -299,8 +299,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def _parser(command: str, description: str, options: Sequence[Option], example: str) -> argparse.ArgumentParser:
     positional = " ".join(option.metavar or option.key.upper() for option in options if not option.name.startswith("-"))
     parser = _Parser(
-        prog=f"ldm {command}", usage=f"ldm {command} {positional} [options]", description=description, epilog=textwrap.dedent(example),
-        formatter_class=_Help, allow_abbrev=False, add_help=False,
+        prog=f"ldm {command}", usage=" ".join(filter(None, ("ldm", command, positional, "[options]"))), description=description,
+        epilog=textwrap.dedent(example), formatter_class=_Help, allow_abbrev=False, add_help=False,
     )  # fmt: skip
     groups: dict[str, Any] = {}
     for option in options:

@@ -35,8 +35,11 @@ class OutputFolder:
     def __init__(self, folder: Path, settings: Settings, overwrite: bool = False) -> None:
         self.folder, self.settings, self.overwrite = folder, settings, overwrite
 
-    def pending(self, requests: Sequence[SampleRequest]) -> list[SampleRequest]:
-        """The requests whose picture is not there; a UserError before any work where the folder holds something else."""
+    def pending(self, requests: Sequence[SampleRequest], beside: Sequence[str] = ()) -> list[SampleRequest]:
+        """The requests whose picture is not there; a UserError before any work where the folder holds something else.
+
+        beside: names of files that will be written beside the pictures, `*` standing for a picture's index.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.locked():
             lines = self._lines()
@@ -44,7 +47,16 @@ class OutputFolder:
                 raise UserError(f"{self.folder / MANIFEST} is not of ldm: choose another --out, or give --overwrite")
             if not lines and (self.folder / GRID).exists() and settings_in(self.folder / GRID) is None and not self.overwrite:
                 raise UserError(f"{self.folder / GRID} is not of ldm: choose another --out, or give --overwrite")
-            return [request for request in requests if not self._is_there(request)]
+            pending = [request for request in requests if not self._is_there(request)]
+            for name in beside if not lines and not self.overwrite else ():
+                for request in pending if "*" in name else pending[:1]:
+                    self._require_ours(self.folder / name.replace("*", str(request.index)), picture_path(self.folder, request.index))
+            return pending
+
+    def _require_ours(self, path: Path, picture: Path) -> None:
+        """A UserError where a file is there that neither says it is ours nor lies beside a picture of ours."""
+        if path.exists() and settings_in(path) is None and settings_in(picture) is None:
+            raise UserError(f"{path} is not of ldm: choose another --out, or give --overwrite")
 
     def write(self, request: SampleRequest, frames: list[Tensor]) -> None:
         """A picture of frames uint8 (C,H,W), unless another command has made it meanwhile."""

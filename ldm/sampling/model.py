@@ -27,7 +27,7 @@ from ldm.sampling.inputs import ImageLike, read_images
 from ldm.sampling.pipeline import default_chunk_size, each_chunk, generate, require_finite
 from ldm.sampling.plan import Plan, SampleOptions, image_format, plan
 from ldm.sampling.request import SampleRequest
-from ldm.sampling.run import BAR
+from ldm.sampling.run import BAR, advance
 from ldm.sampling.settings import settings_of
 from ldm.sampling.tasks import Between, ImageToImage, Inpaint, Outpaint, Restore
 from ldm.sampling.writer import png
@@ -235,7 +235,7 @@ class Model:
                     if callback is not None:
                         callback(bar.n, (self.network.latents.to_images(z0[: len(some)]).clamp(-1, 1) + 1) / 2)
 
-                step = partial(bar.update, len(some) / made.config.num_steps)
+                step = partial(advance, bar, len(some) / made.config.num_steps)
                 pictures = generate(self.network, some, made.config, self.classes, chunk_size, step, watch)
                 require_finite(some, pictures)
                 settings = [settings_of(request, made.config, self.loaded.sha256, extra) for request in some]

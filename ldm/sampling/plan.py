@@ -68,7 +68,7 @@ def plan(loaded: Loaded, options: SampleOptions, default_n: int = 4) -> Plan:
     model, names = loaded.model, loaded.card["classes"]
     config = configured(loaded, options)
     if options.windows and model.conditioner.concat_channels:
-        raise UserError("a model that is given images makes larger pictures in one piece: leave windows out")
+        raise UserError("a model that is given images makes larger pictures in one piece: leave --windows out")
     images, notes = _images(loaded, config, options)
     notes += _notes_on_size(loaded, config, images)
     inputs, film = inputs_of(model, config, names), len(images) > 1

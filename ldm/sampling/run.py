@@ -71,7 +71,11 @@ class Job:
         self.images = output.chunk_size or default_chunk_size(self.model.latents.shift.device)  # per network call
         self.chunk_size = max(1, self.images // self.frames)
         self.folder = OutputFolder(folder, self.settings, output.overwrite)
-        self.pending = self.folder.pending(plan.requests)
+        beside = ["preview.png"] if output.preview else []
+        beside += ["*-steps.png", "*.gif"] if output.trajectory else []
+        beside += ["*.webp"] if self.frames > 1 else []
+        beside += ["animation.webp", "animation.mp4"] if any(request.image is not None for request in plan.requests[1:]) else []
+        self.pending = self.folder.pending(plan.requests, beside)
         self.notes = list(plan.notes)
         if output.watermark and not all(self._gets_mark(request) for request in plan.requests[:1]):
             self.notes.append(f"pictures of less than {SMALLEST} px are too small for a watermark: they get none")
@@ -146,7 +150,7 @@ class Job:
                 self._shown[request.index] = image
             newest = sorted(self._shown)[-PREVIEWED:]
             self._shown = {index: self._shown[index] for index in newest if self._shown[index].shape == images[0].shape}
-            data = png(grid(torch.stack(list(self._shown.values())), 1 if self.frames > 1 else 4))
+            data = png(grid(torch.stack(list(self._shown.values())), 1 if self.frames > 1 else 4), {"preview": True})
             write_atomically(self.folder.folder / "preview.png", data)
 
     def _autocast(self) -> Any:
@@ -163,10 +167,15 @@ def tiled(model: LatentDiffusion, tile: int) -> LatentDiffusion:
     return model
 
 
+def advance(bar: Any, share: float) -> None:
+    """Move a bar of tqdm by a fraction of a picture, not past its end, which rounding may bring."""
+    bar.update(min(share, bar.total - bar.n))
+
+
 def run(job: Job) -> None:
     """All pending pictures on the model's device, with a progress bar; a signal ends it after the picture in work."""
     with stopping() as signals, tqdm(total=len(job.pending), desc="Sampling", unit="img", bar_format=BAR) as bar:
-        for _ in each_chunk(job.model, job.pending, job.chunk_size, lambda some: job.make(some, bar.update)):
+        for _ in each_chunk(job.model, job.pending, job.chunk_size, lambda some: job.make(some, partial(advance, bar))):
             bar.n = job.done  # exactly, whatever the steps were worth
             bar.refresh()
             if signals and job.done < len(job.pending):

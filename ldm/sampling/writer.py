@@ -41,7 +41,7 @@ def write_picture(path: Path, frames: list[Tensor], settings: Mapping[str, Any])
 def write_trajectory(path: Path, steps: Tensor, frames: int) -> None:
     """How a picture came about, beside it: `<index>-steps.png`, steps uint8 (K,C,H,W) side by side, and `<index>.gif`."""
     shown = side_by_side(steps, frames)
-    write_atomically(path.with_name(f"{path.stem}-steps.png"), png(grid(shown, len(shown))))
+    write_atomically(path.with_name(f"{path.stem}-steps.png"), png(grid(shown, len(shown)), {"steps": len(shown)}))
     images = [as_image(step) for step in shown]
     write_film([*images, *images[-1:] * 5], path.with_suffix(".gif"), 150)
 
