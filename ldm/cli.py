@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"ldm: there is no command {name!r}; the commands are {nearest(name, COMMANDS, 20)}", file=sys.stderr)
         return 2
-    with _terminated_as_interrupted() as received:
+    with _interrupted() as received:
         try:
             status: int = import_module(COMMANDS[name][0]).main(name, rest)
             return status
@@ -82,8 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except KeyboardInterrupt:
-            return _end(name, "stopped", 143 if received else 130)
+            return _end(name, "stopped", 128 + (received or [signal.SIGINT])[0])
         except SystemExit as error:
+            if received and error.code == 1:  # Lightning's end after a KeyboardInterrupt
+                return _end(name, "stopped", 128 + received[0])
             if isinstance(error.code, int) or error.code is None:
                 return error.code or 0
             raise
@@ -109,15 +111,16 @@ def _report(name: str, arguments: list[str], error: Exception) -> int:
     return 70  # EX_SOFTWARE
 
 
-class _terminated_as_interrupted:
-    """SIGTERM raises KeyboardInterrupt, so that every command that takes long ends in good order; a list says that it did."""
+class _interrupted:
+    """SIGINT and SIGTERM raise KeyboardInterrupt, so that every command that takes long ends in good order; a list says which came."""
 
     def __enter__(self) -> list[int]:
         self.received: list[int] = []
-        self.before = signal.getsignal(signal.SIGTERM)
-        self.sets = threading.current_thread() is threading.main_thread() and self.before == signal.SIG_DFL
-        if self.sets:
-            signal.signal(signal.SIGTERM, self._raise)
+        plain = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        main_thread = threading.current_thread() is threading.main_thread()
+        self.before = {number: handler for number, handler in plain.items() if main_thread and signal.getsignal(number) == handler}
+        for number in self.before:
+            signal.signal(number, self._raise)
         return self.received
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
@@ -125,8 +128,8 @@ class _terminated_as_interrupted:
         raise KeyboardInterrupt
 
     def __exit__(self, *_: object) -> None:
-        if self.sets:
-            signal.signal(signal.SIGTERM, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

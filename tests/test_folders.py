@@ -217,3 +217,16 @@ def test_files_beside_the_pictures_are_not_overwritten_either(name: str, options
     assert not (tmp_path / "out" / "0.png").exists()
     assert sample("--n=2", *options, out="other") == 0
     assert sample("--n=3", *options, out="other") == 0, "our own are written anew"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_every_long_command_ends_in_order(number: int) -> None:
+    process = start("likelihood", "emoji", "--images=emoji", "--n=64", "--device=cpu")
+    assert process.stderr is not None
+    said = ""
+    while "Measuring" not in said and process.poll() is None:
+        said += process.stderr.read(1)
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert rest.endswith("ldm likelihood: stopped\n")
