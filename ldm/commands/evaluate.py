@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.console.options import DEVICE, Option, parse, path, warn, whole
+from ldm.console.options import DEVICE, Option, parse, path, square, warn, whole
 from ldm.console.shorten import IMAGES, limit
 from ldm.data.datasets import Images, open_images
 from ldm.errors import UserError
@@ -19,7 +19,7 @@ from ldm.sampling.model import device_of
 OPTIONS = [
     Option("--images", "folder of images, or one that `ldm sample` wrote", path, None, "FOLDER", required=True),
     Option("--reference", "folder of images, `emoji`, `digits`, or a file that --save wrote", path, None, "SET", required=True),
-    Option("--size", "px to which images are resized and cropped, that of the model's training", whole(1), None, "PX", required=True),
+    Option("--size", "px to which images are resized and cropped, that of the model's training", square, None, "PX", required=True),
     Option("--features", "MobileNetV2 (default), Lite0Features, Inception; names the results", base=Features, rooms=("metrics",)),
     Option("--batch-size", "images per network call; default: 64", whole(1), 64, "N"),
     Option("--save", "file (.safetensors) for the reference's statistics, to be used again", path, None, "FILE"),

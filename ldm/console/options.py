@@ -100,6 +100,14 @@ def size(text: str) -> tuple[int, int]:
     return sides[-1], sides[0]
 
 
+def square(text: str) -> int:
+    """The side of a square in px, as one number or WIDTHxHEIGHT."""
+    height, width = size(text)
+    if height != width:
+        raise UserError(f"{text!r}; both sets are compared as squares: give one number, such as {min(height, width)}")
+    return height
+
+
 def numbers(text: str) -> list[float]:
     """A list of numbers, with or without brackets."""
     return [number(part) for part in text.strip("[]() ").split(",")]

@@ -84,6 +84,10 @@ def spectrogram(samples: Tensor, mels: int, rate: int, hop: int) -> Tensor:
 def sound(pixels: Tensor, rate: int, hop: int, iterations: int = 60) -> Tensor:
     """uint8 (1, mels, frames) -> (N,): magnitudes by the filters' pseudo-inverse, phases by the fast Griffin-Lim algorithm
     (doi:10.1109/WASPAA.2013.6701851)."""
+    bands, columns = pixels.shape[1:]
+    least = N_FFT // 2 // hop + 2
+    if bands < 2 or columns < least:
+        raise UserError(f"the picture has {columns}x{bands} px; a spectrogram has at least {least} columns and 2 bands")
     levels = 10 ** ((pixels[0].flip(0).float() / 255 - 1) * RANGE_DB / 20) * (pixels[0].flip(0) > 0)
     wanted = (torch.linalg.pinv(mel_filters(len(levels), rate)) @ levels).clamp(min=0)
     window, count = torch.hann_window(N_FFT), (wanted.shape[1] - 1) * hop
