@@ -196,9 +196,8 @@ def make(model: Model, plan: Plan, values: dict[str, Any], output: OutputConfig)
     return 0
 
 
-EXAMPLE = """examples:
-  ldm sample emoji --class face-smiling --n 9
-  ldm sample emoji --image PICTURE --mask MASK --repaint 5"""
+EXAMPLE = """examples: ldm sample emoji --class face-smiling --n 9
+          ldm sample emoji --image PICTURE --mask MASK --repaint 5"""
 
 
 def main(command: str, arguments: list[str]) -> int:
@@ -207,6 +206,7 @@ def main(command: str, arguments: list[str]) -> int:
         warn("--batch-size is ignored: each picture is written as soon as it is made")
     model = load(values["model"], values["device"], values["trusted"])
     if limit() is not None:
+        values["n"] = at_most(values["n"] or (None if values["image"] or values["per_class"] else 4))
+        values["per_class"] = at_most(values["per_class"])
         values["steps"] = at_most(values["steps"] or SamplingConfig.of(model.loaded.card).steps)
-        values |= {"n": at_most(values["n"] or (None if values["image"] else 4)), "per_class": at_most(values["per_class"])}
     return make(model, model.plan(options_of(values, model.network)), values, output_of(values))

@@ -13,12 +13,13 @@ Says of each picture whether it has the watermark of `ldm sample`; the exit stat
 
 def main(command: str, arguments: list[str]) -> int:
     if arguments[:1] != ["check"] or len(arguments) < 2:
-        print(USAGE, file=sys.stdout if "--help" in arguments or "-h" in arguments else sys.stderr)
-        return 0 if "--help" in arguments or "-h" in arguments else 2
+        asked = "--help" in arguments or "-h" in arguments
+        print(USAGE, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     results = []
     for path in arguments[1:]:
         found = check(read_pixels(Path(path)))
-        told = f"watermark of ldm, {found.right} of {len(BITS)} bits" if found.marked else "no watermark"
-        print(f"{path}: {told} (score {found.score:.2f})")
+        result = f"watermark of ldm, {found.right} of {len(BITS)} bits" if found.marked else "no watermark"
+        print(f"{path}: {result} (score {found.score:.2f})")
         results.append(found.marked)
     return 0 if all(results) else 3

@@ -253,6 +253,8 @@ def _conditions(
     """What each picture shows: what was asked for, or all classes evenly spread; an image brings no class along."""
     spread = bool(model.conditioner.num_classes) and not (options.unconditional or options.prompts or options.numbers or has_image)
     wanted = [str(each).strip() for each in options.classes]
+    if options.per_class and options.n is not None:
+        raise UserError(f"--n {options.n} and --per-class {options.per_class} were given together: choose one")
     if options.unconditional and (wanted or options.prompts or options.numbers):
         raise UserError("a condition was given together with --unconditional: leave one out")
     if wanted or spread:
