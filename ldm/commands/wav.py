@@ -19,9 +19,8 @@ def wav(picture: str, out: str | None = None, rate: int = 16000, hop: int = 256)
     """Write the sound of a mel spectrogram as data.Audio makes them, its phases guessed (Griffin-Lim)."""
     if rate < 1 or not 1 <= hop <= N_FFT // 2:
         raise UserError(f"rate is {rate}, hop {hop}; allowed are 1 or more, and 1 to {N_FFT // 2}")
-    pixels = read_picture(Path(picture), channels=1)
     target = Path(out or Path(picture).with_suffix(".wav"))
-    samples = sound(pixels, rate, hop)
+    samples = sound(read_picture(Path(picture), channels=1), rate, hop)
     write_wav(target, samples, rate)
     print(f"{target}: {len(samples) / rate:.2f} s")
     return 0
