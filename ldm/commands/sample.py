@@ -32,7 +32,7 @@ from ldm.latents.model import LatentDiffusion
 from ldm.sampling.model import Model, load
 from ldm.sampling.pipeline import CHUNK_SIZE
 from ldm.sampling.plan import Plan, SampleOptions
-from ldm.sampling.request import SamplingConfig
+from ldm.sampling.request import PRECISIONS, SamplingConfig
 from ldm.sampling.run import Job, OutputConfig, run, tiled, write_animation
 from ldm.sampling.tasks import Between, Edit, ImageToImage, Inpaint, Outpaint, RemoveNoise, Restore, Style
 
@@ -85,7 +85,7 @@ OPTIONS = [
     Option("--devices", "how many of them (or which: 0,2)", str, "1", "N", MACHINE),
     Option("--num-nodes", "how many machines with as many devices each", whole(1), 1, "N", MACHINE),
     Option("--strategy", "of Lightning, for several devices: auto, ddp", str, "auto", "NAME", MACHINE),
-    Option("--precision", "32-true, bf16-mixed, 16-mixed", one_of("32-true", "bf16-mixed", "16-mixed"), "32-true", "P", MACHINE),
+    Option("--precision", "32-true, bf16-mixed, 16-mixed", one_of(*PRECISIONS), "32-true", "P", MACHINE),
     Option("--chunk-size", f"pictures per network call; default: 1 on a CPU, else {CHUNK_SIZE}", whole(1), None, "N", MACHINE),
     Option("--batch-size", "", str, None, "N", MACHINE),
     Option("--trusted", "packages beside ldm whose classes the model may name", words, [], "NAMES", MACHINE),

@@ -1,5 +1,7 @@
 """Where configs are: the folder `configs` of a clone, or of the installed package."""
 
+import atexit
+import os
 import sys
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -28,18 +30,24 @@ def find_configs(arguments: list[str]) -> list[str]:
 
 
 def find_config(name: str) -> Path:
-    """The file that -c NAME means; a UserError where there is none, or none in YAML."""
-    path = Path(name) if Path(name).exists() else CONFIGS / name.removeprefix("configs/")
-    if not path.is_file():
-        known = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
-        raise UserError(f"there is no config file {name!r}; the package has {nearest(name, known, 60)}")
+    """The file that -c NAME means, or a copy of it in today's names; a UserError where there is none, or none in YAML."""
+    path = _path_of(name)
     content = read_yaml(path)
     today = _in_todays_names(content, str(path))
     if today == content:
         return path
     with NamedTemporaryFile("w", suffix=".yaml", delete=False, encoding="utf-8") as file:
         yaml.safe_dump(today, file, sort_keys=False)
+    atexit.register(os.unlink, file.name)
     return Path(file.name)
+
+
+def _path_of(name: str) -> Path:
+    path = Path(name) if Path(name).exists() else CONFIGS / name.removeprefix("configs/")
+    if not path.is_file():
+        known = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
+        raise UserError(f"there is no config file {name!r}; the package has {nearest(name, known, 60)}")
+    return path
 
 
 def _in_todays_names(value: Any, file: str) -> Any:
@@ -68,7 +76,8 @@ def read_yaml(path: Path) -> Any:
 
 def read_config(name: str) -> dict[str, Any]:
     """The options in a config file."""
-    content = read_yaml(find_config(name))
+    path = _path_of(name)
+    content = _in_todays_names(read_yaml(path), str(path))
     if not isinstance(content, dict):
         raise UserError(f"{name} holds no options: give lines such as `steps: 50`")
     return content

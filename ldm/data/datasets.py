@@ -226,5 +226,5 @@ def pictures_in_manifest(folder: Path) -> list[str] | None:
     try:
         entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         return [str(entry["file"]) for entry in entries] if all("model_sha256" in entry for entry in entries) else None
-    except (OSError, ValueError, TypeError, KeyError):  # none, or somebody else's
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # none, or somebody else's
         return None

@@ -104,7 +104,7 @@ class OutputFolder:
                 if "model_sha256" not in entry or Path(entry["file"]).name != entry["file"]:
                     return None
                 found[entry["file"]] = line
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None
         return found
 

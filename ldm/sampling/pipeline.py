@@ -70,9 +70,9 @@ def each_chunk(
     On a CPU small pictures are made side by side, each by one thread: as fast as one after the other by all threads, and their bits do
     not depend on how many threads there are.
     """
-    latents = model.latents
-    small = latents.size.prod() * model.denoiser.network.frames <= SMALL
-    if not (small and chunk_size == 1 and latents.shift.device.type == "cpu"):
+    latents, frames = model.latents, model.denoiser.network.frames
+    alone = chunk_size == 1 and latents.shift.device.type == "cpu"
+    if not (alone and latents.size.prod() * frames <= SMALL):
         yield from map(make, chunks(requests, chunk_size))
         return
     threads, waiting = torch.get_num_threads(), deque[Future[Result]]()

@@ -53,6 +53,11 @@ class SampleOptions:
     to_condition: str | int | None = None
     shows: str | int | None = None
 
+    @property
+    def walks(self) -> bool:
+        """True where the pictures go from one to another."""
+        return self.to_seed is not None or self.to_condition is not None or self.to_image is not None
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -83,9 +88,8 @@ def plan(loaded: Loaded, options: SampleOptions, default_n: int = 4) -> Plan:
             notes.append(f"no noise decides what {type(config.task).__name__} makes: one picture is made, not {options.n}")
         count = 1
     conditions = _conditions(model, inputs, names, options, count, bool(images))
-    walks = options.to_seed is not None or options.to_condition is not None or options.to_image is not None
     spoken = bool(options.classes or options.prompts)
-    if (film or walks) and spoken and any(condition != conditions[0] for condition in conditions):
+    if (film or options.walks) and spoken and any(condition != conditions[0] for condition in conditions):
         what = "the frames of a film" if film else "pictures that go from one to another"
         raise UserError(f"{what} have one class or prompt, several were given: choose one")
     negative = None if options.negative is None else as_condition(inputs, names, options.negative)
@@ -95,7 +99,7 @@ def plan(loaded: Loaded, options: SampleOptions, default_n: int = 4) -> Plan:
         image = images[i % len(images)] if images else None
         request = SampleRequest(options.first + i, SeedNoise(options.seed, options.first + i), condition, negative, image)
         requests.append(
-            _interpolated(request, options, inputs, names, conditions[0], _weight(i, len(conditions))) if film or walks else request
+            _interpolated(request, options, inputs, names, conditions[0], _weight(i, len(conditions))) if film or options.walks else request
         )
     return Plan(requests, config, notes)
 
@@ -286,10 +290,9 @@ def _interpolated(
 ) -> SampleRequest:
     """A picture of a film or on a way: one condition, and one noise unless the way is that from image to image."""
     noise: SeedNoise | Slerp = request.noise  # type: ignore[assignment]
-    walks = options.to_seed is not None or options.to_condition is not None or options.to_image is not None
     if options.to_seed is not None:
         noise = Slerp(SeedNoise(options.seed, 0), SeedNoise(options.to_seed, 0), weight)
-    elif options.to_condition is not None or not walks:
+    elif options.to_condition is not None or not options.walks:
         noise = SeedNoise(options.seed, 0)
     image = request.image
     if image is not None and options.to_image is not None:  # the noise that makes an image under a condition is found under that

@@ -19,6 +19,8 @@ from ldm.latents.model import LatentModel, load_companion
 from ldm.latents.space import LatentSpace
 from ldm.sampling.wrappers import slerp
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # in which a network is called
+
 Draws = Callable[[], Tensor]  # -> standard normal (C,h,w), one new draw per call
 
 

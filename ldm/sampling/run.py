@@ -27,7 +27,7 @@ from ldm.ranges import to_uint8
 from ldm.sampling.job import GRID, OutputFolder
 from ldm.sampling.pipeline import default_chunk_size, each_chunk, generate, require_finite
 from ldm.sampling.plan import Plan, picture_size
-from ldm.sampling.request import SampleRequest
+from ldm.sampling.request import PRECISIONS, SampleRequest
 from ldm.sampling.settings import settings_of
 from ldm.sampling.tasks import Inpaint
 from ldm.sampling.watermark import SMALLEST, mark
@@ -58,8 +58,8 @@ class OutputConfig:
         for name, least in (("trajectory", 0), ("columns", 0), ("tile", 0), ("chunk_size", 1)):
             if (getattr(self, name) or least) < least:
                 raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}; allowed is {least} or more")
-        if self.precision not in ("32-true", "bf16-mixed", "16-mixed"):
-            raise UserError(f"precision is {self.precision}; allowed are 32-true, bf16-mixed and 16-mixed")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision is {self.precision}; allowed are {', '.join(PRECISIONS)}")
 
 
 class Job:
@@ -70,6 +70,7 @@ class Job:
         self.frames = self.model.denoiser.network.frames
         self.images = output.chunk_size or default_chunk_size(self.model.latents.shift.device)  # per network call
         self.chunk_size = max(1, self.images // self.frames)
+        self._marks: dict[torch.Size | None, bool] = {}  # whether pictures get a watermark, by the shape of their image
         self.folder = OutputFolder(folder, self.settings, output.overwrite)
         beside = ["preview.png"] if output.preview else []
         beside += ["*-steps.png", "*.gif"] if output.trajectory else []
@@ -132,7 +133,11 @@ class Job:
         self.folder.write(request, frames)
 
     def _gets_mark(self, request: SampleRequest) -> bool:
-        return self.output.watermark and min(picture_size(self.model, self.plan.config, request.image)) >= SMALLEST
+        shape = None if request.image is None else request.image.pixels.shape
+        if shape not in self._marks:  # asked several times for every picture
+            large = min(picture_size(self.model, self.plan.config, request.image)) >= SMALLEST
+            self._marks[shape] = self.output.watermark and large
+        return self._marks[shape]
 
     def _made_anew(self, request: SampleRequest) -> Tensor | None:
         """(H,W), True where the picture is not the given image's; None: everywhere."""

@@ -5,14 +5,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from PIL import Image
 
 from ldm import __version__, model_folder, registry
+from ldm.diffusion.schedule import Spacing
 from ldm.errors import UserError
 from ldm.interfaces import Condition, Guidance, Sampler, Task
-from ldm.sampling.request import InputImage, Mix, SampleRequest, SamplingConfig, SeedNoise, Slerp
+from ldm.sampling.request import PRECISIONS, InputImage, Mix, SampleRequest, SamplingConfig, SeedNoise, Slerp
 
 TEXT_KEY = "ldm"  # of the PNG's text chunk
 MAX_SIDE, MAX_STEPS = 16384, 100_000  # more than anybody needs, and still an end
@@ -41,9 +42,9 @@ def _seed(noise: SeedNoise | Slerp) -> int:
     return noise.a.seed if isinstance(noise, Slerp) else noise.seed
 
 
-def to_json(settings: Mapping[str, Any], indent: int | None = None) -> str:
+def to_json(settings: Mapping[str, Any]) -> str:
     """Strict JSON: infinity, which guidance has as "no upper limit", is the text "inf"."""
-    return json.dumps(_finite(settings), ensure_ascii=True, allow_nan=False, indent=indent)
+    return json.dumps(_finite(settings), ensure_ascii=True, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
@@ -116,7 +117,7 @@ class StoredSettings:
         config = old.config()
         facts = {name: old.data[name] for name in FACTS if name in old.data}
         precision, model = old.data.get("precision", "32-true"), old.data.get("model_sha256")
-        if not isinstance(model, str) or precision not in ("32-true", "bf16-mixed", "16-mixed"):
+        if not isinstance(model, str) or precision not in PRECISIONS:
             raise UserError(f"its model is {model!r}, its precision {precision!r}")
         return cls(
             request, config, model, facts, old.condition("shows") or {}, weight, config.size, "old" in old.data,
@@ -210,7 +211,7 @@ class _Reader:
         ):
             raise UserError(f"size is {size!r}; allowed are two numbers from 1 to {MAX_SIDE}")
         spacing = self.data.get("spacing", "trailing")
-        if spacing not in ("trailing", "leading", "linspace", "karras", "log"):
+        if spacing not in get_args(Spacing):
             raise UserError(f"spacing is {spacing!r}")
         sampler = _part(self.data.get("sampler"), Sampler, "sampler")
         guidance = _part(self.data.get("guidance"), Guidance, "guidance")
