@@ -13,6 +13,7 @@ from types import FrameType
 from ldm.errors import Stopped, UserError, nearest
 
 COMMANDS = {
+    "inspect": ("ldm.commands.inspect", "what a folder, an archive, a table of images holds"),
     "fit": ("ldm.commands.train", "train stage 1 or stage 2"),
     "validate": ("ldm.commands.train", "measure a checkpoint on the held-out images"),
     "test": ("ldm.commands.train", "the same, as Lightning's test loop"),

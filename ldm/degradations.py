@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.interfaces import Buildable
-from ldm.ranges import to_float, to_uint8
+from ldm.ranges import to_uint8
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
 
@@ -128,7 +128,7 @@ class Grayscale(Degradation):
         for channel in (1, 0, 2):  # green, red, blue: the change of one level of each is smaller than that before
             missing = ((wanted - _luma(levels)) / LUMA[channel]).round()
             levels[:, :, channel : channel + 1] = (levels[:, :, channel : channel + 1] + missing).clamp(0, 255)
-        return to_float(levels).flatten(1, 2)
+        return (levels.float() / 127.5 - 1).flatten(1, 2)
 
 
 def _luma(frames: Tensor) -> Tensor:

@@ -2,6 +2,10 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+PACKAGES = {"pyarrow.parquet": "pyarrow", "pyarrow.ipc": "pyarrow", "pillow_heif": "pillow-heif"}  # by their module
 
 
 class UserError(ValueError):
@@ -28,3 +32,12 @@ class Stopped(Exception):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.code = 128 + number  # the exit status, as shells have it
+
+
+def extra(module: str, name: str, what: str) -> Any:
+    """A module of the extra `name` of this package; UserError where it is not installed.  what: `photo.heic`, say."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = PACKAGES.get(module, module.split(".")[0])
+        raise UserError(f"{what} needs the package {package}: pip install 'ldm[{name}]'") from error

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import ldm
 from ldm import model_folder
 from ldm.cli import main
-from ldm.data.datasets import EmojiImages
+from ldm.data.images import EmojiImages
 from ldm.data.transforms import as_image
 from ldm.diffusion.guidance import CFG
 from ldm.diffusion.objective import Simple

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent / "ldm"
 CORE = {"interfaces", "errors", "ranges", "frames"}  # imported by all
 ALLOWED = {
     "errors": set(),
-    "ranges": set(),
+    "ranges": {"errors"},
     "frames": set(),
-    "interfaces": {"errors"},
+    "interfaces": {"errors", "ranges"},
     "registry": {"errors"},
     "degradations": CORE,
     "data": CORE | {"degradations"},

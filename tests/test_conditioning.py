@@ -19,10 +19,11 @@ from ldm.conditioning.image import Concat, ImageEmbedding
 from ldm.conditioning.label import ClassLabel, Unconditional
 from ldm.conditioning.numbers import Numbers
 from ldm.conditioning.values import batch_of, checked, condition_of, label_of
+from ldm.data.batches import Keyed
 from ldm.data.corruptions import BSR, Blur, Fixed, GaussianNoise, Holes, Jpeg, OneOf, Posterised, gaussian_kernel
-from ldm.data.datasets import FolderImages
-from ldm.data.module import Keyed
-from ldm.data.transforms import as_image, as_tensor
+from ldm.data.decode import as_tensor
+from ldm.data.images import SourceImages
+from ldm.data.transforms import as_image
 from ldm.degradations import Downscale, Grayscale
 from ldm.interfaces import ClassInput, Cond, Conditioner, ConditioningImage, Corruption, ImageInput, NumberInput, TextInput
 from ldm.latents.model import LatentDiffusion
@@ -392,7 +393,7 @@ def test_maps_of_a_folder_are_the_condition_and_turn_with_their_images(trained: 
         target = (maps / path.relative_to(folder)).with_suffix(".png")
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.open(path).quantize(4).save(target)  # a palette, as maps often have
-    images = FolderImages(str(folder), 32, maps=str(maps))
+    images = SourceImages(str(folder), 32, maps=str(maps))
     keyed = Keyed(images, list(range(6)))
     keyed.with_images = True
     batch = keyed.__getitems__([(2, False), (2, True)])

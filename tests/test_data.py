@@ -21,10 +21,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from ldm.data.batches import Keyed
 from ldm.data.cache import LatentCache
-from ldm.data.datasets import SUFFIXES, DigitImages, EmojiImages, FolderImages, Images, Record, split
-from ldm.data.module import Digits, Emoji, Folder, ImageData, Key, Keyed, Order
-from ldm.data.transforms import as_image, as_rgb, as_tensor, fit_square, grid, read_image, read_pixels
+from ldm.data.decode import SUFFIXES, as_rgb, as_tensor, read_pixels
+from ldm.data.images import DigitImages, EmojiImages, Images, SourceImages
+from ldm.data.module import Digits, Emoji, Folder, ImageData
+from ldm.data.order import Key, Order
+from ldm.data.pixels import PixelRule, fitted
+from ldm.data.records import Record, Records
+from ldm.data.split import split, split_by_position
+from ldm.data.transforms import as_image, grid
 from ldm.interfaces import Batch
 from ldm.ranges import to_float, to_uint8
 
@@ -40,10 +46,15 @@ class Noise(Images):
     def __init__(self, count: int = COUNT, size: int = 8) -> None:
         self.size = size
         self.data = torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-        self.records = [Record(f"n{i}", "abc"[i % 3], f"number {i}") for i in range(count)]
+        self.records = Records(Record(f"n{i}", "abc"[i % 3], f"number {i}") for i in range(count))
 
-    def pixels(self, index: int) -> Tensor:
+    def pixels(self, index: int, draw: int = 0) -> Tensor:
         return self.data[index]
+
+
+def read_image(path: Path, size: int, channels: int = 3) -> Tensor:
+    """A picture as a set of pictures has it, resized by Lanczos."""
+    return PixelRule(channels, {"16": (0, 65535)}, resize="lanczos").pixels(path, path.name, (size, size))
 
 
 class NoiseData(ImageData):
@@ -257,7 +268,7 @@ def test_the_centre_is_cut_out(tmp_path: Path) -> None:
     assert torch.equal(read_image(tmp_path / "wide.png", 8), centre)
     assert torch.equal(read_image(tmp_path / "tall.png", 8), centre.transpose(1, 2))
     whole = Image.fromarray(array[:, 6:14]).resize((4, 4), Image.Resampling.LANCZOS)
-    assert torch.equal(as_tensor(fit_square(Image.fromarray(array[:, 6:14]), 4)), as_tensor(whole))
+    assert torch.equal(as_tensor(fitted(Image.fromarray(array[:, 6:14]), (4, 4), "lanczos")), as_tensor(whole))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -270,7 +281,7 @@ def test_folder_recursion_and_labels(tmp_path: Path) -> None:
     arrays = write_images(tmp_path, names)
     (tmp_path / "a" / "notes.txt").write_text("not an image")
     (tmp_path / "folder.png").mkdir()
-    images = FolderImages(str(tmp_path), 4)
+    images = SourceImages(str(tmp_path), 4)
     assert len(images) == 4
     assert [r.id for r in images.records] == ["a/deep/y.png", "a/z.PNG", "b/x.png", "top.bmp"]
     assert [r.label for r in images.records] == ["a", "a", "b", None]
@@ -308,8 +319,8 @@ def write_metadata(folder: Path, kind: str) -> None:
 def test_metadata(tmp_path: Path, kind: str) -> None:
     write_images(tmp_path, ["a/1.png", "2.png", "3.png", "b/4.png"])
     write_metadata(tmp_path, kind)
-    images = FolderImages(str(tmp_path), 4)
-    assert images.records == EXPECTED, "labels come from the metadata alone"
+    images = SourceImages(str(tmp_path), 4)
+    assert list(images.records) == EXPECTED, "labels come from the metadata alone"
     assert images.names == ["7", "cat"]
 
 
@@ -317,7 +328,7 @@ def test_jsonl_goes_before_csv(tmp_path: Path) -> None:
     write_images(tmp_path, ["1.png"])
     (tmp_path / "metadata.jsonl").write_text(lines({"file_name": "1.png", "label": "jsonl"}))
     (tmp_path / "metadata.csv").write_text("file_name,label\n1.png,csv\n")
-    assert [r.label for r in FolderImages(str(tmp_path), 4).records] == ["jsonl"]
+    assert [r.label for r in SourceImages(str(tmp_path), 4).records] == ["jsonl"]
 
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
@@ -328,7 +339,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
     write_images(tmp_path, ["file.png"])
     for path in (missing, empty, file):
         with pytest.raises(ValueError, match=path.name) as error:
-            FolderImages(str(path), 4)
+            SourceImages(str(path), 4)
         assert repr(str(path)) in str(error.value)
         with pytest.raises(ValueError, match=path.name):
             Folder(str(path), size=4).setup("fit")
@@ -346,20 +357,20 @@ def test_bad_metadata(tmp_path: Path, name: str, text: str, message: str) -> Non
     write_images(tmp_path, ["1.png"])
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message) as error:
-        FolderImages(str(tmp_path), 4)
-    assert str(tmp_path / name) in str(error.value)
+        SourceImages(str(tmp_path), 4)
+    assert name in str(error.value)
 
 
 def test_fingerprints_tell_sources_apart(tmp_path: Path) -> None:
     write_images(tmp_path, ["1.png", "2.png"])
-    first = FolderImages(str(tmp_path), 4).fingerprint()
-    assert FolderImages(str(tmp_path), 4).fingerprint() == first
-    assert FolderImages(str(tmp_path), 8).fingerprint() != first
+    first = SourceImages(str(tmp_path), 4).fingerprint()
+    assert SourceImages(str(tmp_path), 4).fingerprint() == first
+    assert SourceImages(str(tmp_path), 8).fingerprint() != first
     Image.fromarray(rgb(5, 5, 9)).save(tmp_path / "2.png")
-    changed = FolderImages(str(tmp_path), 4).fingerprint()
+    changed = SourceImages(str(tmp_path), 4).fingerprint()
     assert changed != first
     (tmp_path / "1.png").unlink()
-    assert FolderImages(str(tmp_path), 4).fingerprint() not in (first, changed)
+    assert SourceImages(str(tmp_path), 4).fingerprint() not in (first, changed)
 
 
 def test_emoji() -> None:
@@ -407,26 +418,47 @@ def test_digits_are_those_of_scikit_learn() -> None:
     assert Digits().mirror is False
 
 
+def named(count: int, classes: int = 1) -> Records:
+    return Records(Record(f"{i}.png", str(i % classes)) for i in range(count))
+
+
 @quick
-@given(count=st.integers(2, 400), fraction=st.floats(0.001, 0.999), seed=st.integers(0, 2**31))
-def test_split(count: int, fraction: float, seed: int) -> None:
-    train, held_out = split(count, fraction, seed)
-    assert sorted(train + held_out) == list(range(count)), "disjoint and complete"
+@given(count=st.integers(2, 400), fraction=st.floats(0.001, 0.999), seed=st.integers(0, 2**31), classes=st.integers(1, 40))
+def test_split(count: int, fraction: float, seed: int, classes: int) -> None:
+    records = named(count, classes)
+    train, held_out = split(records, fraction, seed)
+    assert sorted([*train, *held_out]) == list(range(count)), "disjoint and complete"
     assert min(len(train), len(held_out)) >= 1
-    assert abs(len(held_out) - count * fraction) <= 1
-    assert train == sorted(train)
-    assert held_out == sorted(held_out)
-    assert split(count, fraction, seed) == (train, held_out)
+    assert train.tolist() == sorted(train)
+    assert held_out.tolist() == sorted(held_out)
+    several = [label for label in range(len(records.names)) if (records.labels == label).sum() > 1]
+    assert set(several) <= set(records.labels[train].tolist()), "each class has an image to train on"
+    again = split(records, fraction, seed)
+    assert np.array_equal(again[0], train)
+
+
+def test_images_that_are_added_move_no_others() -> None:
+    before, after = named(10_000, 10), Records([*named(10_000, 10), Record("one more.png", "3")])
+    held_out = {before[i].id for i in split(before, 0.1, 0)[1].tolist()}
+    later = {after[i].id for i in split(after, 0.1, 0)[1].tolist()}
+    assert later - {"one more.png"} == held_out
+    assert abs(len(held_out) - 1000) < 4 * (10_000 * 0.1 * 0.9) ** 0.5, "within four standard errors"
+
+
+def test_what_the_package_carries_is_split_by_position() -> None:
+    train, held_out = split_by_position(1911, 0.05, 0)
+    assert held_out[:3].tolist() == sorted(torch.randperm(1911, generator=torch.Generator().manual_seed(0))[:96].tolist())[:3]
+    assert np.array_equal(EmojiImages().split(0.05, 0)[0], train)
 
 
 def test_split_depends_on_its_seed_and_refuses_nonsense() -> None:
-    assert split(100, 0.5, 0) != split(100, 0.5, 1)
+    assert not np.array_equal(split(named(100), 0.5, 0)[0], split(named(100), 0.5, 1)[0])
     for fraction in (0.0, 1.0, -0.1, 2.0):
         with pytest.raises(ValueError, match=f"val_fraction is {fraction}"):
-            split(10, fraction, 0)
+            split(named(10), fraction, 0)
     for count in (0, 1):
         with pytest.raises(ValueError, match=f"{count} image"):
-            split(count, 0.5, 0)
+            split(named(count), 0.5, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -444,7 +476,7 @@ def keys(count: int, world: int, rank: int, batch: int, *, mirror: bool = True, 
 @given(world=st.integers(1, 4), batch=st.integers(1, 5), batches=st.integers(1, 6), seed=st.integers(0, 999), epoch=st.integers(0, 99))
 def test_an_epoch_is_every_image_once(world: int, batch: int, batches: int, seed: int, epoch: int) -> None:
     count = world * batch * batches
-    ranks = [[image for image, _ in keys(count, world, rank, batch, seed=seed, epoch=epoch)] for rank in range(world)]
+    ranks = [[image for image, *_ in keys(count, world, rank, batch, seed=seed, epoch=epoch)] for rank in range(world)]
     assert [len(rank) for rank in ranks] == [batch * batches] * world
     assert sorted(chain(*ranks)) == list(range(count)), "the ranks are disjoint and together complete"
 
@@ -453,7 +485,7 @@ def test_an_epoch_is_every_image_once(world: int, batch: int, batches: int, seed
 @given(count=st.integers(1, 60), world=st.integers(1, 4), batch=st.integers(1, 7), epoch=st.integers(0, 9))
 def test_an_epoch_of_any_count(count: int, world: int, batch: int, epoch: int) -> None:
     """Whole batches alone: what is left over waits for another epoch; too few images are repeated evenly."""
-    ranks = [[image for image, _ in keys(count, world, rank, batch, epoch=epoch)] for rank in range(world)]
+    ranks = [[image for image, *_ in keys(count, world, rank, batch, epoch=epoch)] for rank in range(world)]
     length = max(1, count // (world * batch)) * batch
     assert [len(rank) for rank in ranks] == [length] * world
     assert len(Order(count, world, 0, batch, True, 0, lambda: 0)) == length
@@ -476,16 +508,16 @@ def test_resuming_inside_an_epoch_goes_on_with_the_rest(data: st.DataObject, wor
 def test_epochs_seeds_and_mirror_flags() -> None:
     variants = [keys(64, 1, 0, 8, seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
     assert variants[0] == keys(64, 1, 0, 8)
-    orders = [tuple(image for image, _ in variant) for variant in variants]
-    flags = [tuple(mirrored for _, mirrored in variant) for variant in variants]
+    orders = [tuple(image for image, *_ in variant) for variant in variants]
+    flags = [tuple(mirrored for _, mirrored, _ in variant) for variant in variants]
     assert len(set(orders)) == len(set(flags)) == 6
     assert orders[0] != tuple(range(64))
     assert all(type(mirrored) is bool for mirrored in flags[0])
-    share = np.mean([mirrored for _, mirrored in keys(10_000, 1, 0, 10)])
+    share = np.mean([mirrored for _, mirrored, _ in keys(10_000, 1, 0, 10)])
     assert abs(share - 0.5) < 3 * 0.5 / 100, "half of the images, within three standard errors"
     plain = keys(64, 1, 0, 8, mirror=False)
-    assert not any(mirrored for _, mirrored in plain)
-    assert [image for image, _ in plain] == list(orders[0])
+    assert not any(mirrored for _, mirrored, _ in plain)
+    assert [image for image, *_ in plain] == list(orders[0])
 
 
 def fake_trainer(world: int = 1, rank: int = 0, strategy: Any = None, batches_done: int = 0) -> Any:
@@ -516,14 +548,14 @@ def test_training_batches() -> None:
     order = keys(len(train), 1, 0, 4)
     for number, batch in enumerate(batches):
         mine = order[number * 4 : number * 4 + 4]
-        indices = [train.indices[position] for position, _ in mine]
-        expected = [source.data[i].flip(-1) if m else source.data[i] for i, (_, m) in zip(indices, mine, strict=True)]
+        indices = [train.indices[position] for position, *_ in mine]
+        expected = [source.data[i].flip(-1) if m else source.data[i] for i, (_, m, _) in zip(indices, mine, strict=True)]
         assert torch.equal(batch["image"], torch.stack(expected))
         assert batch["id"] == [f"n{i}" for i in indices]
         assert batch["text"] == [f"number {i}" for i in indices]
         assert batch["label"].tolist() == [i % 3 for i in indices]
         assert batch["label"].dtype == torch.int64
-    assert len({mirrored for _, mirrored in order}) == 2
+    assert len({mirrored for _, mirrored, _ in order}) == 2
     assert data.classes == ["a", "b", "c"]
     seen = [name for batch in data.val_dataloader() for name in batch["id"]]
     assert seen == [f"n{i}" for i in held_out.indices]
@@ -631,7 +663,7 @@ def test_a_truncated_file_is_skipped_named_and_counted(tmp_path: Path, capsys: p
 def test_the_image_instead_of_a_damaged_one_keeps_its_own_label(tmp_path: Path) -> None:
     names = damaged_folder(tmp_path, ["a/10.jpg"])
     originals = {name: read_image(tmp_path / name, 32) for name in names if name != "a/10.jpg"}
-    images = FolderImages(str(tmp_path), 32)
+    images = SourceImages(str(tmp_path), 32)
     position = [record.id for record in images.records].index("a/10.jpg")
     batch = Keyed(images, list(range(len(names)))).__getitems__([position])
     shown = next(name for name, pixels in originals.items() if torch.equal(pixels, batch["image"][0]))
@@ -642,13 +674,13 @@ def test_the_image_instead_of_a_damaged_one_keeps_its_own_label(tmp_path: Path) 
 def test_too_many_damaged_files_are_an_error(tmp_path: Path, workers: int) -> None:
     bad = ["a/02.jpg", "b/05.jpg", "a/08.jpg"]
     damaged_folder(tmp_path, bad)
-    allowed = Folder(str(tmp_path), size=32, batch_size=2, val_fraction=0.3, max_damaged=3, num_workers=workers)
+    allowed = Folder(str(tmp_path), size=32, batch_size=1, val_fraction=0.3, max_damaged=3, num_workers=workers)
     with pytest.warns(UserWarning, match="cannot be read") as said:
         read_all(allowed)
     assert sorted(name.split(" ")[0] for name in allowed.damaged) == sorted(bad)
     assert len([warning for warning in said if "cannot be read" in str(warning.message)]) == 3
 
-    limited = Folder(str(tmp_path), size=32, batch_size=2, val_fraction=0.3, max_damaged=2, num_workers=workers)
+    limited = Folder(str(tmp_path), size=32, batch_size=1, val_fraction=0.3, max_damaged=2, num_workers=workers)
     message = r"3 images cannot be read, more than data\.max_damaged = 2 allows; the last is ([ab]/0\d\.jpg)"
     with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(ValueError, match=message) as error:
         read_all(limited)
@@ -659,7 +691,7 @@ def test_too_many_damaged_files_are_an_error(tmp_path: Path, workers: int) -> No
 
 def test_a_folder_of_nothing_but_damaged_files(tmp_path: Path) -> None:
     names = damaged_folder(tmp_path, ["a/00.jpg", "b/01.jpg", "a/02.jpg"], count=3)
-    images = FolderImages(str(tmp_path), 32)
+    images = SourceImages(str(tmp_path), 32)
     assert [record.id for record in images.records] == ["a/00.jpg", "a/02.jpg", "b/01.jpg"]
     with pytest.raises(ValueError, match="none of 3 images") as error:
         Keyed(images, [0, 1, 2]).read(1)
@@ -861,4 +893,4 @@ def test_a_folder_in_grey_or_with_alpha(tmp_path: Path, channels: Any) -> None:
     data = Folder(str(tmp_path), size=4, channels=channels, batch_size=1, val_fraction=0.3)
     assert data.channels == channels
     assert next(iter(data.val_dataloader()))["image"].shape == (1, channels, 4, 4)
-    assert len({FolderImages(str(tmp_path), 4, c).fingerprint() for c in (1, 3, 4)}) == 3
+    assert len({SourceImages(str(tmp_path), 4, c).fingerprint() for c in (1, 3, 4)}) == 3

@@ -20,11 +20,11 @@ from ldm.data.decode import (
     is_hidden,
     naming,
     opened,
-    read_image,
     read_mask,
     read_picture,
     read_pixels,
 )
+from ldm.data.pixels import PixelRule
 from ldm.errors import UserError
 
 ORIENTATION = 0x0112
@@ -32,7 +32,7 @@ READERS = {
     "read_picture": read_picture,
     "read_mask": read_mask,
     "read_pixels": read_pixels,
-    "read_image": lambda path: read_image(path, 8),
+    "pixels": lambda path: PixelRule().pixels(path, path.name, (8, 8)),
 }
 
 

@@ -31,7 +31,7 @@ import wandb
 from PIL import Image
 
 from ldm.cli import COMMANDS, main
-from ldm.data.datasets import EmojiImages
+from ldm.data.images import EmojiImages
 from ldm.data.transforms import as_image
 from ldm.sampling.watermark import mark
 

@@ -12,7 +12,7 @@ from oracles import normal
 from PIL import Image
 
 from ldm.cli import main
-from ldm.data.datasets import EmojiImages
+from ldm.data.images import EmojiImages
 from ldm.data.transforms import as_image
 from ldm.degradations import Degradation, Downscale, GaussianBlur, Grayscale
 from ldm.diffusion.schedule import CosineSchedule, LDMSchedule

@@ -15,7 +15,7 @@ from ldm import model_folder
 from ldm.autoencoder.pixels import Pixels
 from ldm.cli import main
 from ldm.conditioning.label import Unconditional
-from ldm.data.datasets import DigitImages
+from ldm.data.images import DigitImages
 from ldm.diffusion.likelihood import Bins, bits_per_dim, log_likelihood, variational_bound
 from ldm.diffusion.schedule import KarrasSchedule, LDMSchedule
 from ldm.diffusion.variance import data_variance, step_kl, step_variance

@@ -345,7 +345,7 @@ def test_every_trainer_config_runs_for_two_tiny_steps(path: Path, tmp_path: Path
 def test_grey_and_rgba_images_go_through_all_of_stage_1(channels: int, photos, tmp_path: Path, capsys) -> None:
     data = [
         "--data.path",
-        str(photos(6)),
+        str(photos(12)),
         "--data.size=32",
         "--data.val_fraction=0.4",
         f"--data.channels={channels}",

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ldm import model_folder
 from ldm.cli import COMMANDS, main
-from ldm.data.datasets import DigitImages, EmojiImages
+from ldm.data.images import DigitImages, EmojiImages
 from ldm.data.transforms import as_image
 from ldm.sampling.settings import settings_in
 

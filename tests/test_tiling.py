@@ -8,7 +8,7 @@ from torch import Tensor
 from ldm.autoencoder.bottleneck import KL
 from ldm.autoencoder.conv import ConvAutoencoder
 from ldm.autoencoder.tiling import Tiled
-from ldm.data.datasets import EmojiImages
+from ldm.data.images import EmojiImages
 from ldm.model_folder import load
 from ldm.ranges import to_float
 

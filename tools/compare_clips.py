@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ldm import model_folder
 from ldm.data.clips import ClipImages
-from ldm.data.datasets import EmojiImages
 from ldm.data.film_writer import write_film
+from ldm.data.images import EmojiImages
 from ldm.data.transforms import as_image, grid
 from ldm.frames import side_by_side, split_frames
 from ldm.ranges import to_float, to_uint8

@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm import model_folder
-from ldm.data.datasets import EmojiImages
+from ldm.data.images import EmojiImages
 from ldm.data.transforms import as_image, grid
 from ldm.diffusion.guidance import APG, CFG
 from ldm.diffusion.multistep import DEIS, LMS, PLMS, UniPC

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.data.datasets import EmojiImages
+from ldm.data.images import EmojiImages
 from ldm.data.transforms import as_image, grid
 from ldm.diffusion.samplers import RePaint
 from ldm.interfaces import Sampler

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from sklearn.svm import SVC
 
+from ldm.data.decode import read_pixels
 from ldm.data.module import Digits
-from ldm.data.transforms import read_pixels
 
 
 def scan(pixels: np.ndarray) -> np.ndarray:

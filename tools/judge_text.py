@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm import model_folder
-from ldm.data.datasets import EmojiImages
+from ldm.data.images import EmojiImages
 from ldm.data.module import Emoji
 from ldm.data.transforms import as_image, grid
 from ldm.metrics.features import MobileNetV2, measured

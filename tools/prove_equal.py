@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from ldm.cli import main
-from ldm.data.datasets import DigitImages, EmojiImages
+from ldm.data.images import DigitImages, EmojiImages
 from ldm.data.transforms import as_image
 
 N, STEPS = 20, 20

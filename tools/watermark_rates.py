@@ -30,8 +30,9 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.data.datasets import EmojiImages
-from ldm.data.transforms import as_image, as_rgb, as_tensor
+from ldm.data.decode import as_rgb, as_tensor
+from ldm.data.images import EmojiImages
+from ldm.data.transforms import as_image
 from ldm.sampling.watermark import BITS, MIN_RIGHT, PERIOD, Found, check, mark
 
 PHOTOGRAPHS = (

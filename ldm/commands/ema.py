@@ -13,7 +13,7 @@ from ldm.callbacks.power_ema import reconstruct, stored
 from ldm.commands.evaluate import features_of
 from ldm.console.options import DEVICE, Option, number, numbers, parse, path, whole
 from ldm.console.shorten import IMAGES, limit
-from ldm.data.datasets import Images, Subset, open_images
+from ldm.data.images import Images, Subset, open_images
 from ldm.errors import UserError
 from ldm.interfaces import Autoencoder, Features
 from ldm.metrics.distances import Statistics, frechet_distance

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm.console.options import DEVICE, Option, parse, path, square, warn, whole
 from ldm.console.shorten import IMAGES, limit
-from ldm.data.datasets import Images, open_images
+from ldm.data.images import Images, open_images
 from ldm.errors import UserError
 from ldm.interfaces import Features
 from ldm.metrics.distances import Statistics, frechet_distance, kernel_distance

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ldm.conditioning.values import batch_of
 from ldm.console.options import DEVICE, Option, parse, path, whole
 from ldm.console.shorten import at_most
-from ldm.data.datasets import open_images
+from ldm.data.images import open_images
 from ldm.diffusion.guidance import CFG
 from ldm.diffusion.likelihood import bits_per_dim
 from ldm.errors import UserError

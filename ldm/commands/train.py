@@ -25,7 +25,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str, default="runs/default", help="folder of this run; configs refer to it as ${run}")
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to go on from, or `last` of this run")
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to go on from, or `last` or `best` of this run")
 
 
 def parse(arguments: list[str]) -> CLI:
@@ -47,7 +47,8 @@ def parse(arguments: list[str]) -> CLI:
 
 def checkpoint_path(cli: CLI) -> str | None:
     given = cli.config.ckpt_path
-    path = Path(cli.trainer.default_root_dir) / "checkpoints" / "last.ckpt" if given == "last" else given
+    named = Path(cli.trainer.default_root_dir) / "checkpoints" / f"{given}.ckpt"
+    path = named if given in ("last", "best") else given
     if path is not None and not Path(path).is_file():
         raise UserError(f"there is no checkpoint {str(path)!r} to go on from: leave --ckpt_path out to start anew")
     return None if path is None else str(path)
@@ -113,7 +114,7 @@ def main(command: str, arguments: list[str]) -> int:
         require_writable(Path(cli.trainer.default_root_dir))
         if limit() is not None:
             for images in cli.datamodule.sets:
-                del images.indices[IMAGES:]
+                images.indices = images.indices[:IMAGES]
         if (precision := str(cli.trainer.precision)).endswith("-true") and precision != "32-true":
             raise UserError(f"trainer.precision is {precision}; allowed are 32-true, bf16-mixed and 16-mixed")
         if command == "fit":

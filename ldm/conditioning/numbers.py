@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.interfaces import Batch, Cond, Conditioner, NumberInput
+from ldm.interfaces import AUGMENTED, Batch, Cond, Conditioner, NumberInput
 from ldm.nn.attention import timestep_embedding
 
 
@@ -30,11 +30,21 @@ class Numbers(Conditioner):
         self.register_buffer("_device", torch.zeros(0), persistent=False)
 
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
-        rows = [[float(known.get(name, math.nan)) for name in self.ranges] for known in batch["numbers"]]
+        return self._told([[self._value(known, name) for name in self.ranges] for known in batch["numbers"]])
+
+    def null(self, batch: Batch) -> Cond:
+        """What was done to a training image is told even so: else the pictures without condition would show it."""
+        nothing = math.nan
+        return self._told(
+            [[self._value(known, n) if n.startswith(AUGMENTED) else nothing for n in self.ranges] for known in batch["numbers"]]
+        )
+
+    @staticmethod
+    def _value(known: Mapping[str, float], name: str) -> float:
+        return float(known.get(name, 0.0 if name.startswith(AUGMENTED) else math.nan))
+
+    def _told(self, rows: list[list[float]]) -> Cond:
         low, high = torch.tensor(list(self.ranges.values())).T
         places = ((torch.tensor(rows) - low) / (high - low)).to(self._device.device)
         told = torch.stack([timestep_embedding(1000 * place.nan_to_num(), self.dim) for place in places.T], dim=1)
         return Cond(vector=(told * ~places.isnan()[:, :, None]).flatten(1))
-
-    def null(self, batch: Batch) -> Cond:
-        return Cond(vector=torch.zeros(len(batch["numbers"]), self.vector_dim, device=self._device.device))

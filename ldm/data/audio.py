@@ -1,50 +1,68 @@
 """Sound as images: log-mel spectrograms of one channel, and back by Griffin-Lim."""
 
 import math
+import warnings
 import wave
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.io import wavfile
 from torch import Tensor
 
-from ldm.data.datasets import Images, Record, require_folder
+from ldm.data.decode import naming
+from ldm.data.images import Images
+from ldm.data.open import folder_of
+from ldm.data.records import Record, Records
+from ldm.data.sources.trees import Folder
 from ldm.errors import UserError
 
 N_FFT = 1024
 RANGE_DB = 80.0  # from silence, black, to full scale, white
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[wave.Wave_read]:
-    try:
-        with wave.open(str(path), "rb") as file:
-            yield file
-    except (wave.Error, EOFError) as error:
-        raise UserError(f"{path} is no WAV file of PCM samples: {error}") from error
+def _samples(path: Path) -> tuple[int, np.ndarray]:
+    """Rate in Hz and samples (N,) or (N, channels) as they are stored.  UserError where they cannot be read."""
+    with naming(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore", wavfile.WavFileWarning)  # on chunks of titles and cues, and on a cut end
+        try:
+            rate, data = wavfile.read(path, mmap=True)
+        except ValueError:  # of 24 bits, which cannot be mapped into memory, or damaged
+            rate, data = wavfile.read(path)
+        if rate < 1 or not len(data):
+            raise ValueError(f"it has {len(data)} samples at {rate} Hz")
+        return rate, data
 
 
 def length(path: Path, rate: int) -> int:
-    """Samples at `rate` Hz, by the file's header."""
-    with opened(path) as file:
-        return round(file.getnframes() * rate / file.getframerate())
+    """Samples at `rate` Hz.  UserError where there are none."""
+    found, data = _samples(path)
+    return round(len(data) * rate / found)
 
 
 def read_wav(path: Path, rate: int) -> Tensor:
-    """PCM WAV file of 8 to 32 bits -> mono (N,) in [-1,1] at `rate` Hz, band-limited."""
-    with opened(path) as file:
-        width, channels, found = file.getsampwidth(), file.getnchannels(), file.getframerate()
-        data = np.frombuffer(file.readframes(file.getnframes()), dtype=np.uint8).reshape(-1, width)
-    padded = np.zeros((len(data), 4), dtype=np.uint8)
-    padded[:, 4 - width :] = data ^ 0x80 if width == 1 else data  # 8 bits are unsigned
-    samples = torch.from_numpy(padded.view("<i4")[:, 0].astype(np.float64) / 2**31).view(-1, channels).mean(1)
+    """WAV file of 8 to 32 bits or floats -> mono (N,) in [-1,1] at `rate` Hz, band-limited.
+
+    Mono is the mean of the channels; the first of them where the mean is silent and they are not (of opposite phases).
+    """
+    found, data = _samples(path)
+    if data.dtype.kind == "f":
+        values = np.asarray(data, np.float64)
+        if not np.isfinite(values).all():
+            raise UserError(f"{str(path)!r} has samples that are not finite numbers: repair it, or take it away")
+        values = np.clip(values, -1, 1)
+    else:
+        middle = 128 if data.dtype == np.uint8 else 0
+        values = (data.astype(np.float64) - middle) / 2.0 ** (8 * data.dtype.itemsize - 1)
+    samples = torch.from_numpy(values).view(len(values), -1)
+    mono = samples.mean(1)
+    if mono.abs().max() < 1e-3 * samples.abs().max():
+        mono = samples[:, 0]
     if found == rate:
-        return samples.float()
-    count = round(len(samples) * rate / found)
-    return (torch.fft.irfft(torch.fft.rfft(samples)[: count // 2 + 1], n=count) * (count / len(samples))).float()
+        return mono.float()
+    count = round(len(mono) * rate / found)
+    return (torch.fft.irfft(torch.fft.rfft(mono)[: count // 2 + 1], n=count) * (count / len(mono))).float()
 
 
 def write_wav(path: Path, samples: Tensor, rate: int) -> None:
@@ -109,18 +127,26 @@ class WaveImages(Images):
     channels = 1
 
     def __init__(self, path: str, size: int, rate: int, hop: int) -> None:
-        root = Path(path).expanduser()
-        require_folder(root, path, "WAV files")
-        self.size, self.rate, self.hop = size, rate, hop
-        self.pieces: list[tuple[Path, int]] = []
-        for file in sorted(p for p in root.rglob("*") if p.suffix.lower() == ".wav"):
-            self.pieces += [(file, start) for start in range(0, max(1, length(file, rate)), size * hop)]
+        tree = Folder(folder_of(path, "WAV files"))
+        self.size, self.rate, self.hop, self.report = size, rate, hop, tree.report
+        self.pieces = list[tuple[Path, int]]()
+        records = list[Record]()
+        for index, name in enumerate(tree.names):
+            if not name.lower().endswith(".wav"):
+                continue
+            file, label = tree.read(index), name.split("/")[0] if "/" in name else None
+            try:
+                starts = range(0, length(file, rate), size * hop)
+            except UserError as error:
+                self.report.leave_out("cannot be read", str(error))
+                continue
+            self.pieces += [(file, start) for start in starts]
+            records += [Record(f"{name}@{start}", label) for start in starts]
         if not self.pieces:
-            raise UserError(f"no WAV files in {path!r} or below it")
-        names = [(file.relative_to(root), start) for file, start in self.pieces]
-        self.records = [Record(f"{name.as_posix()}@{start}", name.parts[0] if len(name.parts) > 1 else None) for name, start in names]
+            raise UserError(f"no WAV files in {path!r} or below it{self.report.words()}")
+        self.report.what, self.records = "folder of sounds", Records(records)
 
-    def pixels(self, index: int) -> Tensor:
+    def pixels(self, index: int, draw: int = 0) -> Tensor:
         file, start = self.pieces[index]
         samples = read_wav(file, self.rate)[start : start + (self.size - 1) * self.hop]
         samples = torch.nn.functional.pad(samples, (0, (self.size - 1) * self.hop - len(samples)))

@@ -1,19 +1,21 @@
 """Pictures from files, as uint8: the one reader of what users give; it names the file that it cannot read."""
 
+import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from ldm.errors import UserError
+from ldm.errors import UserError, extra
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by number of channels
 # 16384 x 16384 px: more than the 200 million of the largest phone cameras, and than any WebP.  Pillow takes
@@ -24,7 +26,18 @@ MAX_PIXELS = 2**28
 # signature, is the last.
 ANIMATIONS = ["PNG", "GIF", "WEBP", "AVIF"]
 PHOTOGRAPHS = ["JPEG", "TIFF", "BMP", "DIB", "PPM", "JPEG2000"]
-FORMATS = [*ANIMATIONS, *PHOTOGRAPHS, "PSD", "ICO", "ICNS", "DDS", "QOI", "SGI", "PCX", "TGA"]
+FORMATS = [*ANIMATIONS, *PHOTOGRAPHS, "PSD", "ICO", "ICNS", "DDS", "QOI", "SGI", "PCX", "TGA", "HEIF"]
+# Names under which pictures are looked for; what is in them is found out from the content.
+SUFFIXES = {
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpx", ".avif", ".psd", ".qoi", ".tga", ".sgi", ".pcx"),
+}
+HEIF = {".heic", ".heif", ".hif"}  # which need the package pillow-heif
+SYSTEM = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}  # of macOS, Synology and Windows
+TEXT_LIMIT = 2**28  # bytes of text in a PNG: ComfyUI and others keep whole workflows there
+SRGB = ImageCms.createProfile("sRGB")
+Window = tuple[float, float]  # values that become black and white
+Ranges = Mapping[str, Window]  # of a set of pictures, by the kind of their values: see kind_of
 _OPENING = threading.Lock()
 
 
@@ -36,11 +49,11 @@ class Mask(NamedTuple):
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a file is the system's, not the user's: `._0.png`, `.x.png`, `Thumbs.db`, all in `__MACOSX`.
+    """Whether a file is the system's, not the user's: `._0.png`, `.x.png`, `Thumbs.db`, all in `__MACOSX`, `@eaDir`.
 
     path: relative to the folder that the user gave, which may itself be in a hidden one.
     """
-    return any((part[0] == "." and part != "..") or part in {"__MACOSX", "Thumbs.db"} for part in path.parts)
+    return any((part[0] == "." and part != "..") or part in SYSTEM for part in path.parts)
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
@@ -79,27 +92,47 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def opened(path: Path, header_only: bool = False) -> Iterator[Image.Image]:
-    """A picture file, its first image decoded (but with header_only).
+def opened(
+    picture: Path | bytes, header_only: bool = False, name: Path | None = None, at_least: tuple[int, int] | None = None
+) -> Iterator[Image.Image]:
+    """A picture, its first image decoded (but with header_only).
 
+    name: of one that is given as its bytes.  at_least: height and width in px to which it will be shrunk; a JPEG is then
+    decoded at 1/2, 1/4 or 1/8 of its size, which is the mean over so many pixels.
     UserError where it cannot be read.  Calls inside that decode more, such as `seek`, need `naming`.
     """
+    path = picture if isinstance(picture, Path) else name or Path("picture")
     with naming(path):
-        image = _open(path)
+        image = _open(picture, path)
     with image:
         if not header_only:
             with naming(path):
+                if at_least is not None and image.format == "JPEG":
+                    _draft(image, at_least)
                 image.load()
         yield image
 
 
-def _open(path: Path) -> Image.Image:
-    # Pillow's own limit is a global; it warns from 89 million px on and raises from 179 million on.  It is
-    # put off while the header is read, and back before pixels are, since plugins ask it for inner images.
+def _draft(image: Image.Image, at_least: tuple[int, int]) -> None:
+    height, width = at_least if orientation(image) < 5 else at_least[::-1]
+    scale = max(height / image.height, width / image.width)
+    if scale <= 0.5:
+        image.draft(None, (round(image.width * scale), round(image.height * scale)))
+
+
+def suffixes() -> set[str]:
+    """Names of picture files that can be read here."""
+    return SUFFIXES | HEIF if find_spec("pillow_heif") else SUFFIXES
+
+
+def _open(picture: Path | bytes, path: Path) -> Image.Image:
+    # Pillow's own limits are globals; that of pixels warns from 89 million on and raises from 179 million on.
+    # It is put off while the header is read, and back before pixels are, since plugins ask it for inner images.
     with _OPENING:
+        PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = TEXT_LIMIT
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(path, formats=_formats())
+            image = Image.open(picture if isinstance(picture, Path) else io.BytesIO(picture), formats=_formats())
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     width, height = image.size
@@ -115,6 +148,8 @@ def _open(path: Path) -> Image.Image:
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    if find_spec("pillow_heif"):
+        extra("pillow_heif", "heif", "HEIC").register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)  # Pillow 11.0 has no AVIF
 
 
@@ -125,19 +160,13 @@ def image_numbers(image: Image.Image) -> range:
     return range(int(count > 1 and getattr(image, "default_image", False)), count)
 
 
-def read_picture(path: Path, channels: int = 3, window: tuple[float, float] | None = None) -> Tensor:
+def read_picture(path: Path, channels: int = 3, window: Window | None = None) -> Tensor:
     """A picture, upright and in full size, as uint8 (channels, H, W): 1 grey, 3 RGB on white, 4 RGBA.
 
     window: see as_rgb.  UserError where it cannot be read.
     """
     with opened(path) as image, naming(path):
         return as_tensor(converted(image, channels, window))
-
-
-def read_image(path: Path, size: int, channels: int = 3, window: tuple[float, float] | None = None) -> Tensor:
-    """A picture as uint8 (channels, size, size), its centre; else as read_picture."""
-    with opened(path) as image, naming(path):
-        return as_tensor(fit_square(converted(image, channels, window), size))
 
 
 def read_pixels(path: Path) -> Tensor:
@@ -157,7 +186,7 @@ def as_mask(image: Image.Image, name: str) -> Mask:
 
     name: as sentences show it.  UserError where nothing in it is white.
     """
-    values, white = _grey(ImageOps.exif_transpose(image))
+    values, white = _grey(upright(image))
     low, high, count = float(values.min()), float(values.max()), len(image_numbers(image))
     notes = [] if count == 1 else [f"the mask {name} has {count} frames, of which the first is taken"]
     if high == 1 < white and np.isin(values, (0, 1)).all():
@@ -179,36 +208,104 @@ def _grey(image: Image.Image) -> tuple[NDArray[np.float64], int]:
     return np.asarray(as_rgb(image, "black").convert("L"), dtype=np.float64), 255
 
 
+def kind_of(image: Image.Image) -> str:
+    """What the values of a picture are: "8", "16" or "32" bits, "F" for floats."""
+    if image.mode.startswith("I;16"):
+        return "16"
+    if image.mode == "I":  # 16 bits of PNG, PNM and JPEG 2000 arrive so, and 32 of TIFF
+        return "32" if image.format == "TIFF" else "16"
+    return "F" if image.mode == "F" else "8"
+
+
 def _is_deep(image: Image.Image) -> bool:
-    return image.mode.startswith("I") or image.mode == "F"  # 16-bit grey arrives as I;16 or I
+    return kind_of(image) != "8"
+
+
+def deep_values(image: Image.Image) -> NDArray[np.float64]:
+    """Values (H,W) of an image of more than 8 bits.  ValueError where they are not finite."""
+    values = np.asarray(image, dtype=np.float64)
+    if image.format == "TIFF" and kind_of(image) == "32" and image.getbands() == ("I",) and _is_unsigned(image):
+        values = np.where(values < 0, values + 2.0**32, values)  # Pillow reads them as signed
+    if not np.isfinite(values).all():
+        raise ValueError("it has pixels that are not finite numbers")
+    return values
+
+
+def _is_unsigned(image: Image.Image) -> bool:
+    return getattr(image, "tag_v2", {}).get(339, (1,))[0] == 1  # SampleFormat
 
 
 def _deep_values(image: Image.Image) -> tuple[NDArray[np.float64], int]:
-    """Values (H, W) of an image of more than 8 bits, and which is white: 65535; if all are small 255 or 1."""
-    values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("it has pixels that are not finite numbers")
-    if image.mode.startswith("I;16") or values.max() > 255:
+    """Values (H,W) of an image of more than 8 bits that is by itself, and which is white: 65535; if all are small 255 or 1."""
+    values = deep_values(image)
+    if kind_of(image) == "16" or values.max() > 255:
         return values, 65535
     return values, 1 if image.mode == "F" and values.max() <= 1 else 255
+
+
+def shares(image: Image.Image, window: Window | Ranges | None = None) -> NDArray[np.float64]:
+    """Values (H,W) of an image of more than 8 bits as shares, from 0 (black) to 1 (white); those beyond are cut off."""
+    values, white = _deep_values(image)
+    if isinstance(window, Mapping):
+        if kind_of(image) not in window:
+            raise ValueError(f"its values have {kind_of(image)} bits, those of the set have not: give --data.window")
+        low, high = window[kind_of(image)]
+    else:
+        low, high = window or (0, white)
+    return np.clip((values - low) / (high - low), 0, 1)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image, 1 where there is none or where the EXIF is damaged."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # Pillow raises nearly everything of damaged EXIF, without which a picture is as good
+        return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF says."""
+    return ImageOps.exif_transpose(image) if orientation(image) in range(2, 9) else image
+
+
+def in_srgb(image: Image.Image) -> Image.Image:
+    """An image of 8 bits with its colours converted from its ICC profile to sRGB."""
+    profile = image.info.get("icc_profile")
+    if not profile or _is_deep(image):
+        return image
+    if image.mode in ("P", "PA", "LA", "La", "RGBa", "1"):
+        kept = image.info
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        image.info = {key: value for key, value in kept.items() if key != "transparency"}
+    transform = _to_srgb(profile, image.mode)
+    return image if transform is None else ImageCms.applyTransform(image, transform) or image
+
+
+@lru_cache(maxsize=32)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """None where nothing is to do: colours are sRGB already, or the profile is none for such an image."""
+    try:
+        found = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(found).lower():
+            return None
+        return ImageCms.buildTransform(found, SRGB, mode, "RGBA" if mode == "RGBA" else "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # viewers show such pictures as sRGB, too
+        return None
 
 
 def as_rgb(
     image: Image.Image,
     background: str | None = "white",
-    window: tuple[float, float] | None = None,
+    window: Window | Ranges | None = None,
 ) -> Image.Image:
-    """Upright by EXIF, RGB, transparency on the background (None: kept, RGBA); grey, CMYK, ... converted.
+    """Upright by EXIF, sRGB, transparency on the background (None: kept, RGBA); grey, CMYK, ... converted.
 
-    Values beyond 8 bits are scaled from `window`; without one from 0..65535, floats from 0..1 (or as 16 bits
-    where they exceed 255).  ValueError where they are not finite.
+    Values beyond 8 bits are scaled from `window`, or that of their kind; without one from 0..65535, floats from 0..1 (or
+    as 16 bits where they exceed 255).  ValueError where they are not finite.
     """
-    image = ImageOps.exif_transpose(image)
+    image = in_srgb(upright(image))
     if _is_deep(image):
-        values, white = _deep_values(image)
-        low, high = window or (0, white)
-        scaled = (values - low) * (255 / (high - low))
-        image = Image.fromarray(np.clip(np.round(scaled), 0, 255).astype(np.uint8))
+        image = Image.fromarray(np.round(shares(image, window) * 255).astype(np.uint8))
     if background is None:
         return image.convert("RGBA")
     if image.has_transparency_data:
@@ -220,15 +317,16 @@ def as_rgb(
 def converted(
     image: Image.Image,
     channels: int = 3,
-    window: tuple[float, float] | None = None,
+    window: Window | Ranges | None = None,
+    deep: bool = False,
 ) -> Image.Image:
-    """Upright, with so many channels of 8 bits: 1 grey, 3 RGB on white, 4 RGBA; window: see as_rgb."""
+    """Upright, with so many channels of 8 bits: 1 grey, 3 RGB on white, 4 RGBA; window: see as_rgb.
+
+    deep: a grey one of more bits as floats from 0 (black) to 255 (white).
+    """
+    if deep and channels == 1 and _is_deep(image):
+        return Image.fromarray((shares(upright(image), window) * 255).astype(np.float32))
     return as_rgb(image, None if channels == 4 else "white", window).convert(MODES[channels])
-
-
-def fit_square(image: Image.Image, size: int) -> Image.Image:
-    """The centre of an image whose short side was resized to `size` px (Lanczos, antialiased)."""
-    return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
 
 
 def as_tensor(image: Image.Image) -> Tensor:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ldm.data.datasets import SUFFIXES
 from ldm.data.decode import (
+    SUFFIXES,
     converted,
     image_numbers,
     is_hidden,
@@ -54,17 +54,17 @@ class Timing(NamedTuple):
     sound: Path | None  # the file with the sound, if there is any
 
 
-def frames_of(film: Path, channels: int = 3, window: tuple[float, float] | None = None) -> Iterator[Frame]:
+def frames_of(film: Path, channels: int = 3, window: tuple[float, float] | None = None, deep: bool = False) -> Iterator[Frame]:
     """Frames one after the other; of a folder, its pictures in natural order (2.png before 10.png).
 
     A folder that `ldm sample` wrote has the pictures and the order of its manifest.  A file with one picture,
-    or with several that are no animation, is a film of one frame.  channels, window: see read_picture.
+    or with several that are no animation, is a film of one frame.  channels, window, deep: see converted.
     UserError where a file cannot be read.
     """
     if film.is_dir():
         for file in _pictures_in(film):
             with opened(file) as image, naming(file):
-                frame = converted(image, channels, window)
+                frame = converted(image, channels, window, deep)
             yield Frame(file, 0, frame, USUAL)
     elif film.suffix.lower() in VIDEO:
         with _opened_video(film) as container:
@@ -74,7 +74,7 @@ def frames_of(film: Path, channels: int = 3, window: tuple[float, float] | None 
         with opened(film) as image:
             for number, milliseconds in enumerate(_decoded_images(film, image)):
                 with naming(film):
-                    frame = converted(image, channels, window)
+                    frame = converted(image, channels, window, deep)
                 yield Frame(film, number, frame, milliseconds)
 
 

@@ -1,94 +1,32 @@
-"""The data module: split, order, loaders; one subclass per source."""
+"""The data module: split, loaders, latent cache; one subclass per kind of data."""
 
 import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import Transform
 from tqdm import tqdm
 
 from ldm.data.audio import WaveImages
+from ldm.data.augment import Augment
+from ldm.data.batches import Keyed
 from ldm.data.cache import LatentCache
 from ldm.data.clips import ClipImages
-from ldm.data.datasets import DigitImages, EmojiImages, FolderImages, Images, split
+from ldm.data.images import Crop, DigitImages, EmojiImages, Images, SourceImages
+from ldm.data.order import HeldOutOrder, Order
+from ldm.data.pixels import Resize
+from ldm.data.report import sentences
+from ldm.data.sources.arrays import Depth
 from ldm.errors import UserError
 from ldm.interfaces import Batch, TrainingData
-from ldm.ranges import to_float
-
-Key = tuple[int, bool]  # image, mirrored
-
-
-class Order(DistributedSampler):
-    """A training epoch's keys for one rank: a permutation and mirror choices drawn from (seed, epoch) alone.
-
-    A run that resumes inside an epoch starts at `start()`, so it goes on with exactly the images it had not seen.
-    """
-
-    def __init__(self, count: int, world: int, rank: int, batch_size: int, mirror: bool, seed: int, start: Callable[[], int]) -> None:
-        super().__init__(range(count), world, rank, seed=seed)  # type: ignore[arg-type]
-        self.count, self.batch_size, self.mirror, self.start = count, batch_size, mirror, start
-        self.num_samples = max(1, count // (world * batch_size)) * batch_size
-
-    def __iter__(self) -> Iterator[Key]:  # type: ignore[override]
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        needed = self.num_samples * self.num_replicas
-        order = torch.cat([torch.randperm(self.count, generator=generator) for _ in range(-(-needed // self.count))])[:needed]
-        mirrored = (torch.rand(needed, generator=generator) < 0.5) & self.mirror
-        mine = slice(self.rank + self.start() * self.batch_size * self.num_replicas, None, self.num_replicas)
-        return iter(list(zip(order[mine].tolist(), mirrored[mine].tolist(), strict=True)))
-
-
-class Keyed(Dataset):
-    """The images of a split, batch by batch; latents instead of pixels where there is a cache."""
-
-    def __init__(self, images: Images, indices: list[int], cache: LatentCache | None = None) -> None:
-        self.images, self.indices, self.cache, self.with_images = images, indices, cache, False
-        self.names = {name: label for label, name in enumerate(images.names)}
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def read(self, position: int) -> tuple[Tensor, int, str | None]:
-        """An image and its position; where it cannot be read, its first readable successor and the unreadable file's name."""
-        damaged = None
-        for offset in range(min(len(self), 100)):
-            used = (position + offset) % len(self)
-            try:
-                return self.images.pixels(self.indices[used]), used, damaged
-            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
-                damaged = damaged or f"{self.images.records[self.indices[used]].id} ({error})"
-        raise UserError(f"none of {offset + 1} images in a row can be read, the first is {damaged}: check the folder")
-
-    def __getitems__(self, keys: Sequence[Key | int]) -> Batch:
-        """Keys past the end, which keep the ranks of a validation in step, are no images; a batch of such only is empty."""
-        pairs = [(key, False) if isinstance(key, int) else key for key in keys]
-        pairs = [(position, mirrored) for position, mirrored in pairs if position < len(self)]
-        if not pairs:
-            return {"id": []}
-        batch: Batch = {}
-        if self.cache is not None:
-            batch["moments"], batch["position"] = self.cache[[int(m) for _, m in pairs], [p for p, _ in pairs]]
-        if self.cache is None or self.with_images:
-            images, used, damaged = zip(*(self.read(position) for position, _ in pairs), strict=True)
-            turned = [mirrored for _, mirrored in pairs]
-            batch["image"] = torch.stack([x.flip(-1) if mirrored else x for x, mirrored in zip(images, turned, strict=True)])
-            if self.with_images and self.images.has_maps:
-                maps = [self.images.map(self.indices[position]) for position in used]
-                batch["map"] = torch.stack([x.flip(-1) if mirrored else x for x, mirrored in zip(maps, turned, strict=True)])
-            batch["position"] = list(used)
-            batch["damaged"] = [name for name in damaged if name is not None]
-        records = [self.images.records[self.indices[position]] for position in batch["position"]]
-        batch |= {"id": [record.id for record in records], "text": [record.text for record in records]}
-        if any(record.numbers for record in self.images.records):
-            batch["numbers"] = [dict(record.numbers) for record in records]
-        if self.names:
-            batch["label"] = torch.tensor([self.names.get(record.label, -1) for record in records])  # type: ignore[arg-type]
-        return batch
+from ldm.ranges import ValueRange, to_float
 
 
 def _as_is(batch: Any) -> Any:
@@ -98,8 +36,9 @@ def _as_is(batch: Any) -> Any:
 class ImageData(L.LightningDataModule, TrainingData, ABC):
     """Images in batches of `image` uint8 (B,C,size,size) or cached `moments`, `id`, `text` and, if known, `label` (B,).
 
-    val_fraction is held out, chosen by split_seed; mirror flips half of the training images; cache: folder for latents
-    (null: stage 2 encodes every batch anew); max_damaged: unreadable images to skip before giving up.
+    val_fraction is held out, chosen by split_seed and the images' names, unless the layout has a split; mirror flips half of
+    the training images; augment: transforms of torchvision.transforms.v2, each for augment_share of the images; cache: folder
+    for latents (null: stage 2 encodes every batch anew); max_damaged: unreadable images to skip before giving up.
     """
 
     def __init__(
@@ -113,13 +52,18 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         num_workers: int = 0,
         cache: str | None = None,
         max_damaged: int = 10,
+        augment: Sequence[Transform] = (),
+        augment_share: float = 1.0,
     ) -> None:
         super().__init__()
+        if not 0 < augment_share <= 1:
+            raise UserError(f"data.augment_share is {augment_share}; allowed is more than 0, at most 1")
         if size < 1 or batch_size < 1:
             raise UserError(f"data.size is {size} and data.batch_size {batch_size}; both must be at least 1")
         self.size, self.batch_size, self.mirror, self.seed = size, batch_size, mirror, seed
         self.val_fraction, self.split_seed, self.num_workers = val_fraction, split_seed, num_workers
         self.cache, self.max_damaged = cache, max_damaged
+        self.augment = Augment(augment, augment_share) if augment else None
         self.damaged: set[str] = set()
         self._sets: tuple[Keyed, Keyed] | None = None
 
@@ -132,8 +76,8 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         """Training and held-out images."""
         if self._sets is None:
             images = self.images()
-            train, held_out = split(len(images), self.val_fraction, self.split_seed)
-            self._sets = Keyed(images, train), Keyed(images, held_out)
+            train, held_out = images.split(self.val_fraction, self.split_seed)
+            self._sets = Keyed(images, train, self.augment), Keyed(images, held_out)
         return self._sets
 
     @property
@@ -142,34 +86,53 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
 
     @property
     def has_texts(self) -> bool:  # type: ignore[override]
-        return any(record.text for record in self.sets[0].images.records)
+        return self.sets[0].images.records.has_texts
 
     @property
     def numbers(self) -> list[str]:  # type: ignore[override]
-        return sorted({name for record in self.sets[0].images.records for name in record.numbers})
+        return sorted([*self.sets[0].images.records.numbers, *(self.augment.names if self.augment else [])])
 
     @property
     def channels(self) -> int:  # type: ignore[override]
         return self.sets[0].images.channels
 
+    @property
+    def values(self) -> ValueRange:  # type: ignore[override]
+        return self.sets[0].images.values
+
     def setup(self, stage: str) -> None:
-        self.sets  # noqa: B018  opens the source, so that a bad path is reported before anything starts
+        """Opens the source, so that a bad path is reported before anything starts, and says what is in it."""
+        if self._sets is None and (self.trainer is None or self.trainer.is_global_zero):
+            print("\n".join(sentences(*self.sets)))
+        self.sets  # noqa: B018
+        changed = self.augment is not None or getattr(self, "crop", "centre") != "centre"
+        if changed and self.cache is not None:
+            self.cache = None
+            warnings.warn(
+                "latents are not cached, as crops and augmentations differ in every epoch: each batch is encoded anew", stacklevel=2
+            )
+
+    def use_buckets(self, multiple: int) -> None:
+        self.sets[0].images.use_buckets(multiple)
 
     def train_dataloader(self) -> DataLoader:
-        order = Order(len(self.sets[0]), *self._ranks(), self.batch_size, self.mirror, self.seed, self._batches_done)
-        return self._loader(self.sets[0], sampler=order)
+        train, ranks = self.sets[0], self._ranks()
+        train.with_images = self.with_images
+        order = Order(len(train), *ranks, self.batch_size, self.mirror, self.seed, self._batches_done, train.groups())
+        return self._loader(train, sampler=order)
 
     def val_dataloader(self) -> DataLoader:
         """Every held-out image on one rank, once; the same number of batches on each."""
-        (world, rank), count = self._ranks(), len(self.sets[1])
-        if count < world:
-            raise UserError(f"{count} held-out images are too few for {world} devices: raise data.val_fraction")
-        return self._loader(self.sets[1], sampler=DistributedSampler(range(-(-count // world) * world), world, rank, shuffle=False))  # type: ignore[arg-type]
+        (world, rank), held_out = self._ranks(), self.sets[1]
+        if len(held_out) < world:
+            raise UserError(f"{len(held_out)} held-out images are too few for {world} devices: raise data.val_fraction")
+        held_out.with_images = self.with_images
+        order = HeldOutOrder(len(held_out), world, rank, self.batch_size, held_out.groups().buckets)
+        return self._loader(held_out, sampler=order)
 
     test_dataloader = val_dataloader
 
     def _loader(self, dataset: Keyed, **options: Any) -> DataLoader:
-        dataset.with_images = self.with_images
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
@@ -207,17 +170,22 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def rank_batches(self) -> Iterator[Batch]:
-        world, rank = self._ranks()
-        mine = list(range(rank, len(self.sets[0]), world))
+        (world, rank), train = self._ranks(), self.sets[0]
+        mine = HeldOutOrder(len(train), world, rank, self.batch_size, train.groups().buckets).positions()
         for start in range(0, len(mine), self.batch_size):
-            batch = self.sets[0].__getitems__(mine[start : start + self.batch_size])
-            yield self.on_after_batch_transfer(batch, 0)
+            batch = train.__getitems__(mine[start : start + self.batch_size])
+            if batch["id"]:
+                yield self.on_after_batch_transfer(batch, 0)
+
+    def _cache_key(self, key: str) -> str:
+        train = self.sets[0]
+        return hashlib.sha256(f"{key} {train.images.fingerprint()}".encode() + train.indices.tobytes()).hexdigest()
 
     def cache_latents(self, moments: Callable[[Tensor], Tensor], key: str, device: torch.device) -> None:
         if self.cache is None or self.trainer is None:
             return
         train, strategy, (world, rank) = self.sets[0], self.trainer.strategy, self._ranks()
-        cache = LatentCache(self.cache, hashlib.sha256(repr((key, train.images.fingerprint(), train.indices)).encode()).hexdigest())
+        cache = LatentCache(self.cache, self._cache_key(key))
         if not strategy.broadcast(cache.complete):
             if rank == 0:
                 cache.create((2, len(train), *moments(to_float(train.read(0)[0][None].to(device))).shape[1:]))
@@ -257,23 +225,33 @@ class Digits(ImageData):
 
 
 class Folder(ImageData):
-    """Any folder of images: --data.path.  channels: 1 grey, 3 RGB on white, 4 RGBA.  window: values of images with more than 8 bits that
-    become black and white (e.g. of a medical slice); others are cut off.  maps: folder with a map (PNG) of the same name for each image."""
+    """Any images by their path: --data.path takes a folder, an archive, a table, an array, a list (docs/data.md).
+
+    channels: 1 grey, 3 RGB on white, 4 RGBA; null: 3, or as many as arrays have.  window: values of more than 8 bits, of floats
+    and of arrays that become black and white; others are cut off.  crop: what is left of the longer side, `centre` or `random`;
+    `none`: images keep about their shape, in batches of one size each.  resize: area, lanczos, or nearest for pixel art.
+    depth: whether slices of volumes are images or channels.  maps: folder with a map (PNG) of the same name for each image.
+    """
 
     def __init__(
         self,
         path: str,
         size: int = 256,
-        channels: Literal[1, 3, 4] = 3,
+        channels: Literal[1, 3, 4] | None = None,
         window: tuple[float, float] | None = None,
         maps: str | None = None,
+        crop: Crop = "centre",
+        resize: Resize = "area",
+        depth: Depth = "slices",
         **options: Any,
     ) -> None:
         super().__init__(size, **options)
         self.path, self.wanted_channels, self.window, self.maps = path, channels, window, maps
+        self.crop, self.resize, self.depth = crop, resize, depth
 
     def images(self) -> Images:
-        return FolderImages(self.path, self.size, self.wanted_channels, self.window, self.maps)
+        own = None if self.cache is None else Path(self.cache).parent
+        return SourceImages(self.path, self.size, self.wanted_channels, self.window, self.maps, self.crop, self.resize, self.depth, own)
 
 
 class Clips(ImageData):

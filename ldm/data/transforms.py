@@ -1,12 +1,10 @@
-"""Pictures out, from uint8; and those in, whose reader is in decode.py."""
+"""Pictures out, from pixels."""
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.data.decode import MODES, as_rgb, as_tensor, converted, fit_square, read_image, read_pixels
-
-__all__ = ["as_image", "as_rgb", "as_tensor", "converted", "fit_square", "grid", "read_image", "read_pixels"]
+from ldm.data.decode import MODES
 
 
 def as_image(pixels: Tensor) -> Image.Image:

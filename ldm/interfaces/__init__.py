@@ -16,6 +16,7 @@ from ldm.interfaces.autoencoder import (
     ReconstructionMetric,
 )
 from ldm.interfaces.conditioning import (
+    AUGMENTED,
     ClassInput,
     Condition,
     Conditioner,
@@ -42,6 +43,7 @@ from ldm.interfaces.diffusion import (
 from ldm.interfaces.sampling import Task, TaskInput
 
 __all__ = [
+    "AUGMENTED",
     "Adversary", "Autoencoder", "AutoencoderLoss", "Batch", "Bottleneck", "BottleneckOutput", "Buildable", "ClassInput", "Classifier",
     "Cond", "Condition", "Conditioner", "ConditioningImage", "Corruption", "Denoise", "Denoiser", "Discriminator", "Features", "Guidance",
     "ImageInput", "Input", "Network", "Noise", "NoiseSchedule", "NumberInput", "Objective", "Posterior", "Predict", "Reconstruction",

@@ -12,6 +12,7 @@ from ldm.interfaces.core import Batch, Buildable, Cond
 # What one picture is asked to show, by the names of a conditioner's inputs: {"class": "cat", "text": "a red collar", "age": 30.0}.
 # What is not named is not told: the model's null takes its place.
 Condition = Mapping[str, str | float]
+AUGMENTED = "augmented by "  # begins the names of numbers that say what was done to a training image; 0 where none is given
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ldm.interfaces.core import Batch
+from ldm.ranges import ValueRange
 
 
 class TrainingData(ABC):
@@ -18,8 +19,12 @@ class TrainingData(ABC):
     size: int
     channels: int  # of the images
     window: tuple[float, float] | None = None  # values of images with more than 8 bits that are black and white
+    values: ValueRange = ValueRange()  # what black and white are in the units of the data
     cache: str | None = None  # folder for latents, and for what conditioners keep
     with_images: bool = False  # whether batches have the images even where they have cached moments
+
+    def use_buckets(self, multiple: int) -> None:  # noqa: B027  most data have one size
+        """Where images keep their shapes: give them sizes in multiples of so many px, which the networks need."""
 
     @abstractmethod
     def cache_latents(self, moments: Callable[[Tensor], Tensor], key: str, device: torch.device) -> None:

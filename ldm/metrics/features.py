@@ -10,6 +10,7 @@ from tqdm import tqdm
 from ldm.errors import UserError
 from ldm.interfaces import Features
 from ldm.nn.pretrained import Frozen, as_three, lite0, packaged, read, standardise, trunk
+from ldm.ranges import to_float, to_uint8
 
 
 class _Pooled(Features):
@@ -91,7 +92,7 @@ class Readable(Protocol):
     def __len__(self) -> int: ...
 
     def pixels(self, index: int) -> Tensor:
-        """uint8 (3,H,W); ValueError or OSError where the image cannot be read."""
+        """uint8 or uint16 (C,H,W), or floats in [-1, 1]; ValueError or OSError where the image cannot be read."""
 
     def name(self, index: int) -> str:
         """What it is called."""
@@ -107,7 +108,7 @@ def measured(
             batch = []
             for i in range(start, min(start + batch_size, count)):
                 try:
-                    batch.append(images.pixels(i))
+                    batch.append(to_uint8(to_float(images.pixels(i))))
                 except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
                     damaged.append(f"{images.name(i)} ({error})")
             if batch:

@@ -38,6 +38,7 @@ class UNetClassifier(interfaces.Classifier):
         self.time_embed = nn.Sequential(nn.Linear(channels, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
         self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.down, widths = descent(channels, multipliers, num_blocks, stage)
+        self.class_head = "head"  # its module with a row per class
         self.norm, self.head = group_norm(widths[-1], EPS), nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

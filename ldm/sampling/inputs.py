@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from ldm.data.decode import as_mask, converted, read_mask
+from ldm.data.decode import as_mask, as_tensor, converted, read_mask
 from ldm.data.films import frames_of
-from ldm.data.transforms import as_tensor
+from ldm.data.pixels import fitted
 from ldm.errors import UserError
 from ldm.interfaces import Condition
 from ldm.ranges import to_float
@@ -31,6 +31,7 @@ class ImageFormat(NamedTuple):
     frames: int = 1
     channels: int = 3
     window: tuple[float, float] | None = None
+    is_deep: bool = False  # more than 8 bits
 
 
 class Shown(NamedTuple):
@@ -118,11 +119,11 @@ def _shown(image: ImageLike, kind: ImageFormat) -> Iterator[Shown]:
         if not str(image):
             raise UserError("the name of an image is empty: was a shell variable not set?")
         digest = cache(_digest)
-        for frame in frames_of(Path(image), kind.channels, kind.window):
+        for frame in frames_of(Path(image), kind.channels, kind.window, kind.is_deep):
             facts = {"image": frame.file.name, "image_sha256": digest(frame.file), **({"frame": frame.number} if frame.number else {})}
             yield Shown(frame.image, facts)
     else:
-        picture = converted(to_pil(image), kind.channels, kind.window)
+        picture = converted(to_pil(image), kind.channels, kind.window, kind.is_deep)
         yield Shown(picture, {"image": "in memory", "image_sha256": hashlib.sha256(picture.tobytes()).hexdigest()})
 
 
@@ -147,12 +148,8 @@ def _facts(clip: Sequence[Shown]) -> dict[str, Any]:
 
 def _fitted(clip: Sequence[Shown], shape: tuple[int, int]) -> Tensor:
     """(C * frames,H,W) in [-1,1], resized and cropped to shape (height, width) where it has another one."""
-    return to_float(torch.cat([as_tensor(_resized(shown.image, shape)) for shown in clip]))
-
-
-def _resized(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
-    size = (shape[1], shape[0])
-    return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    pixels = torch.cat([as_tensor(fitted(shown.image, shape)) for shown in clip])
+    return to_float(pixels / 127.5 - 1 if pixels.is_floating_point() else pixels).clamp(-1, 1)
 
 
 def _cut(name: str, image: Image.Image, shape: tuple[int, int]) -> list[str]:

@@ -8,16 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.datasets import MANIFEST
-from ldm.data.transforms import grid, read_pixels
+from ldm.data.sources.trees import MANIFEST
+from ldm.data.transforms import grid
 from ldm.errors import UserError
 from ldm.model_folder import write_atomically
 from ldm.sampling.request import SampleRequest
 from ldm.sampling.settings import settings_in, to_json
-from ldm.sampling.writer import picture_path, png, write_picture
+from ldm.sampling.writer import picture_path, png, read_shown, write_picture, write_values
 
 GRID, LOCK = "grid.png", ".ldm.lock"
 GRID_CELLS = 100  # pictures that grid.png shows at most
@@ -58,10 +59,12 @@ class OutputFolder:
         if path.exists() and settings_in(path) is None and settings_in(picture) is None:
             raise UserError(f"{path} is not of ldm: choose another --out, or give --overwrite")
 
-    def write(self, request: SampleRequest, frames: list[Tensor]) -> None:
-        """A picture of frames uint8 (C,H,W), unless another command has made it meanwhile."""
+    def write(self, request: SampleRequest, frames: list[Tensor], values: np.ndarray | None = None) -> None:
+        """A picture of frames uint8 or uint16 (C,H,W), unless another command has made it meanwhile; values: of arrays."""
         with self.locked():
             if not self._is_there(request):
+                if values is not None:
+                    write_values(picture_path(self.folder, request.index), values)
                 write_picture(picture_path(self.folder, request.index), frames, self.settings(request))
 
     def finish(self, requests: Sequence[SampleRequest], columns: int = 0) -> None:
@@ -110,7 +113,7 @@ class OutputFolder:
 
     def _draw(self, paths: Sequence[Path], columns: int) -> None:
         """grid.png of pictures of one size; of several sizes those of the first one's."""
-        pictures = [read_pixels(path) for path in paths]
+        pictures = [read_shown(path) for path in paths]
         alike = [picture for picture in pictures if picture.shape == pictures[0].shape]
         if alike:
             height, width = alike[0].shape[1:]

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,15 +15,16 @@ from typing_extensions import Unpack
 
 from ldm import model_folder, registry
 from ldm.conditioning.values import condition_of
-from ldm.data.datasets import Record
-from ldm.data.transforms import as_image, as_tensor, grid
+from ldm.data.decode import as_tensor
+from ldm.data.records import Record
+from ldm.data.transforms import as_image, grid
 from ldm.degradations import Downscale
 from ldm.diffusion.samplers import RePaint
 from ldm.diffusion.schedule import Spacing
 from ldm.errors import UserError, nearest
 from ldm.interfaces import Condition, Denoiser, Guidance, Sampler
 from ldm.latents.model import LatentDiffusion
-from ldm.ranges import to_uint8
+from ldm.ranges import ValueRange
 from ldm.sampling.inputs import ImageLike, read_images
 from ldm.sampling.pipeline import default_chunk_size, each_chunk, generate, require_finite
 from ldm.sampling.plan import Plan, SampleOptions, image_format, plan
@@ -65,10 +67,21 @@ class SampleArguments(TypedDict, total=False):
 
 
 class Picture:
-    """One picture: `pil`, `tensor` (3,H,W) in 0..1, `pixels` uint8 (3,H,W), and the `settings` that made it; a notebook shows it."""
+    """One picture: `pil`, `tensor` (C,H,W) in 0..1, `pixels` uint8 (C,H,W), or uint16 of models of more than 8 bits, `values` in the
+    units of the data, and the `settings` that made it; a notebook shows it."""
 
-    def __init__(self, pixels: Tensor, settings: dict[str, Any]) -> None:
-        self.pixels, self.settings = pixels, settings
+    def __init__(self, x: Tensor, settings: dict[str, Any], values: ValueRange = ValueRange()) -> None:  # noqa: B008  frozen
+        self._x, self._range, self.settings = x.clamp(-1, 1).cpu(), values, settings
+        self.pixels = values.to_pixels(self._x)
+
+    @property
+    def values(self) -> np.ndarray:
+        return self._range.to_values(self._x)
+
+    @property
+    def shown(self) -> Tensor:
+        """uint8 (C,H,W), whatever the model's values are."""
+        return self._range.to_shown(self.pixels)
 
     @property
     def pil(self) -> Image.Image:
@@ -76,7 +89,9 @@ class Picture:
 
     @property
     def tensor(self) -> Tensor:
-        return self.pixels.float() / 255
+        if self.pixels.dtype == torch.uint8:
+            return self.pixels.float() / 255
+        return (self._x.float() + 1) / 2
 
     def save(self, path: str | Path) -> None:
         """A PNG file with the settings inside, of which `ldm again` makes the same picture."""
@@ -115,7 +130,7 @@ class Pictures(Sequence[Picture]):
 
     def grid(self, columns: int = 0) -> Image.Image:
         """All in one image, about square without `columns`."""
-        return as_image(grid(torch.stack([picture.pixels for picture in self]), columns or max(1, round(len(self) ** 0.5))))
+        return as_image(grid(torch.stack([picture.shown for picture in self]), columns or max(1, round(len(self) ** 0.5))))
 
     def save(self, folder: str | Path) -> None:
         """<index>.png for each."""
@@ -144,6 +159,7 @@ class Model:
         self.loaded, self.device = loaded, device_of(device)
         self.network: LatentDiffusion = loaded.model.to(self.device).eval()
         self.classes: list[str] = list(loaded.card["classes"])
+        self.values = ValueRange.of(loaded.card)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -216,8 +232,8 @@ class Model:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Pictures:
         """Pictures of normalised latents (N,C,h,w)."""
-        images = to_uint8(self.network.latents.to_images(latents.to(self.device)).clamp(-1, 1)).cpu()
-        return Pictures([Picture(pixels, {"index": i}) for i, pixels in enumerate(images)])
+        images = self.network.latents.to_images(latents.to(self.device))
+        return Pictures([Picture(x, {"index": i}, self.values) for i, x in enumerate(images)])
 
     def _make(self, chosen: dict[str, Any], arguments: SampleArguments) -> Pictures:
         known = {**arguments}
@@ -227,7 +243,9 @@ class Model:
         return Pictures(self._pictures(made, chunk_size, bool(progress), callback))  # type: ignore[arg-type]
 
     def _pictures(self, made: Plan, chunk_size: int, progress: bool, callback: Callback | None) -> list[Picture]:
-        extra, chunk_size = {"chunk_size": chunk_size}, max(1, chunk_size // self.network.denoiser.network.frames)
+        extra: dict[str, Any] = {"chunk_size": chunk_size}
+        extra |= {} if self.values.is_default else {"values": self.values.as_card()}
+        chunk_size = max(1, chunk_size // self.network.denoiser.network.frames)
         with tqdm(total=len(made.requests), desc="Sampling", unit="img", bar_format=BAR, disable=not progress) as bar:
 
             def make(some: list[SampleRequest]) -> list[Picture]:
@@ -239,7 +257,7 @@ class Model:
                 pictures = generate(self.network, some, made.config, self.classes, chunk_size, step, watch)
                 require_finite(some, pictures)
                 settings = [settings_of(request, made.config, self.loaded.sha256, extra) for request in some]
-                return [Picture(*both) for both in zip(to_uint8(pictures).cpu(), settings, strict=True)]
+                return [Picture(*both, self.values) for both in zip(pictures, settings, strict=True)]
 
             return [picture for part in each_chunk(self.network, made.requests, chunk_size, make) for picture in part]
 

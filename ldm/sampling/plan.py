@@ -13,6 +13,7 @@ from ldm.errors import UserError
 from ldm.interfaces import ClassInput, Condition, Guidance, Input, Sampler, Task, TextInput
 from ldm.latents.model import LatentDiffusion
 from ldm.model_folder import Loaded
+from ldm.ranges import ValueRange
 from ldm.sampling.inputs import ImageFormat, ImageLike, read_images
 from ldm.sampling.pipeline import inputs_of
 from ldm.sampling.request import InputImage, Mix, SampleRequest, SamplingConfig, SeedNoise, Slerp
@@ -157,8 +158,11 @@ def _spread(count: int) -> list[int]:
 def image_format(loaded: Loaded) -> ImageFormat:
     """What a model's images are."""
     frames = loaded.model.denoiser.network.frames
-    window = loaded.card.get("window")
-    return ImageFormat(frames, loaded.model.latents.autoencoder.image_channels // frames, tuple(window) if window else None)
+    window, values = loaded.card.get("window"), ValueRange.of(loaded.card)
+    channels = loaded.model.latents.autoencoder.image_channels // frames
+    if values.is_default:
+        return ImageFormat(frames, channels, tuple(window) if window else None)
+    return ImageFormat(frames, channels, (values.low, values.high), values.is_deep)
 
 
 def image_size(loaded: Loaded, config: SamplingConfig, size: tuple[int, int] | None) -> tuple[int, int] | None:

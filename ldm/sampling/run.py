@@ -15,15 +15,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.autoencoder.tiling import Tiled
-from ldm.data.datasets import MANIFEST
 from ldm.data.film_writer import write_film
 from ldm.data.films import VIDEO, timing_of
+from ldm.data.sources.trees import MANIFEST
 from ldm.data.transforms import grid
 from ldm.errors import Stopped, UserError
 from ldm.frames import side_by_side
 from ldm.latents.model import LatentDiffusion
 from ldm.model_folder import Loaded, write_atomically
-from ldm.ranges import to_uint8
+from ldm.ranges import ValueRange, to_uint8
 from ldm.sampling.job import GRID, OutputFolder
 from ldm.sampling.pipeline import default_chunk_size, each_chunk, generate, require_finite
 from ldm.sampling.plan import Plan, picture_size
@@ -67,18 +67,21 @@ class Job:
 
     def __init__(self, loaded: Loaded, plan: Plan, folder: Path, output: OutputConfig) -> None:
         self.loaded, self.plan, self.output, self.model = loaded, plan, output, loaded.model
-        self.frames = self.model.denoiser.network.frames
+        self.frames, self.values = self.model.denoiser.network.frames, ValueRange.of(loaded.card)
         self.images = output.chunk_size or default_chunk_size(self.model.latents.shift.device)  # per network call
         self.chunk_size = max(1, self.images // self.frames)
         self._marks: dict[torch.Size | None, bool] = {}  # whether pictures get a watermark, by the shape of their image
         self.folder = OutputFolder(folder, self.settings, output.overwrite)
         beside = ["preview.png"] if output.preview else []
         beside += ["*-steps.png", "*.gif"] if output.trajectory else []
+        beside += ["*.npy"] if self.values.is_array else []
         beside += ["*.webp"] if self.frames > 1 else []
         beside += ["animation.webp", "animation.mp4"] if any(request.image is not None for request in plan.requests[1:]) else []
         self.pending = self.folder.pending(plan.requests, beside)
         self.notes = list(plan.notes)
-        if output.watermark and not all(self._gets_mark(request) for request in plan.requests[:1]):
+        if output.watermark and self.values.is_deep:
+            self.notes.append("pictures of 16 bits get no watermark, which is one of 8 bits")
+        elif output.watermark and not all(self._gets_mark(request) for request in plan.requests[:1]):
             self.notes.append(f"pictures of less than {SMALLEST} px are too small for a watermark: they get none")
         self.done = 0
         self._shown: dict[int, Tensor] = {}  # what preview.png shows, by the picture's index
@@ -89,6 +92,7 @@ class Job:
         output = self.output
         extra: dict[str, Any] = {"watermark": self._gets_mark(request), "chunk_size": self.images}
         extra |= {"tile": output.tile} if output.tile else {}
+        extra |= {} if self.values.is_default else {"values": self.values.as_card()}
         extra |= {"precision": output.precision} if output.precision != "32-true" else {}
         return settings_of(request, self.plan.config, self.loaded.sha256, extra)
 
@@ -122,7 +126,7 @@ class Job:
         return f"{made} picture{'s' * (made != 1)} made, {there} were there: {folder / GRID}, {folder / MANIFEST}"
 
     def _write(self, request: SampleRequest, picture: Tensor, trajectory: list[Tensor]) -> None:
-        frames = list(to_uint8(picture).cpu().unflatten(0, (self.frames, -1)))
+        frames = list(self.values.to_pixels(picture).cpu().unflatten(0, (self.frames, -1)))
         if self._gets_mark(request):
             anew = self._made_anew(request)
             frames = [mark(frame, anew) for frame in frames]
@@ -130,13 +134,13 @@ class Job:
             places = torch.linspace(0, len(trajectory) - 1, self.output.trajectory).round().long().tolist()
             shown = self.model.latents.to_images(torch.stack([trajectory[place] for place in places])).clamp(-1, 1)
             write_trajectory(picture_path(self.folder.folder, request.index), to_uint8(shown), self.frames)
-        self.folder.write(request, frames)
+        self.folder.write(request, frames, self.values.to_values(picture) if self.values.is_array else None)
 
     def _gets_mark(self, request: SampleRequest) -> bool:
         shape = None if request.image is None else request.image.pixels.shape
         if shape not in self._marks:  # asked several times for every picture
             large = min(picture_size(self.model, self.plan.config, request.image)) >= SMALLEST
-            self._marks[shape] = self.output.watermark and large
+            self._marks[shape] = self.output.watermark and large and not self.values.is_deep
         return self._marks[shape]
 
     def _made_anew(self, request: SampleRequest) -> Tensor | None:

@@ -65,6 +65,8 @@ class AutoencoderStage(TrainingStage):
         self.usage = CodeUsage(autoencoder.num_codes) if autoencoder.num_codes else None
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.data.use_buckets(self.model.factor)
         self.require_channels(self.model, f"set model.autoencoder.image_channels to {self.data.channels}")
         if self.adversary is not None:
             self.adversary.check(torch.zeros(1, self.data.channels, self.data.size, self.data.size, device=self.device))

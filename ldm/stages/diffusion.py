@@ -20,6 +20,7 @@ from ldm.sampling.pipeline import CHUNK_SIZE, generate
 from ldm.sampling.request import InputImage, SampleRequest, SamplingConfig, SeedNoise
 from ldm.stages.optim import AdamW, Part, configure
 from ldm.stages.training import TrainingStage, first_stage_of, posterior_of
+from ldm.stages.vocabulary import tables
 
 
 class DiffusionStage(TrainingStage):
@@ -54,7 +55,7 @@ class DiffusionStage(TrainingStage):
             autoencoder = FrameStack(autoencoder, network.frames)
         self.model = LatentDiffusion(autoencoder, network, conditioner, schedule, prediction)
         if init is not None:
-            start_from(self.model, init)
+            self.inherited = start_from(self.model, init)
         self.objective, self.drop, self.optimizer, self.seed = objective, drop, optimizer, seed
         self.sampling, self.held_out_loss = SamplingConfig(sampler, guidance, sampling_steps, spacing), self.mean()
         self._teacher_model: tuple[LatentModel, SamplingConfig] | None = None  # a tuple hides it from state_dict
@@ -67,6 +68,7 @@ class DiffusionStage(TrainingStage):
         """Cache the latents, if the data module has a cache; measure them, unless a checkpoint brought the statistics."""
         latents, frames = self.model.latents, self.model.denoiser.network.frames
         clips = f"this network makes clips of {frames} frames: use -c data/clips.yaml with --data.frames {frames}"
+        self.data.use_buckets(latents.autoencoder.factor * self.model.denoiser.network.multiple)
         self.require_channels(latents.autoencoder, clips if frames > 1 else "train a first stage on such images")
         if classes := self.model.conditioner.num_classes:
             self.require_classes("conditioner", classes, ", or use the conditioner Unconditional")
@@ -202,10 +204,11 @@ class DiffusionStage(TrainingStage):
         return configure([Part(trainable, self.optimizer)], self.trainer.max_steps)
 
 
-def start_from(model: LatentDiffusion, path: str) -> None:
+def start_from(model: LatentDiffusion, path: str) -> tuple[list[str], dict[str, Tensor]] | None:
     """Its weights where they fit; input channels that only `model` has are zeros, and what mixes its frames does nothing, so that
-    nothing changes at first."""
-    started, frames = model_folder.load(path).model, model.denoiser.network.frames
+    nothing changes at first.  Returns its classes and their tables, which fit by name alone."""
+    loaded, frames = model_folder.load(path), model.denoiser.network.frames
+    started = loaded.model
     if isinstance(started, LatentDiffusion) and started.denoiser.network.frames < frames:
         started.latents = started.latents.of_frames(frames)
     mine, theirs = model.state_dict(), started.state_dict()
@@ -213,10 +216,16 @@ def start_from(model: LatentDiffusion, path: str) -> None:
         wanted = mine.get(name, found)
         if found.ndim > 1 and found.shape[1] < wanted.shape[1] and found[:, 0].shape == wanted[:, 0].shape:
             theirs[name] = torch.cat([found, torch.zeros_like(wanted[:, found.shape[1] :])], dim=1)
+    classes = list(loaded.card.get("classes") or [])
+    rows = {
+        name: theirs[name] for name, has_null in tables(model).items() if name in theirs and len(theirs[name]) == len(classes) + has_null
+    }
+    theirs |= {name: mine[name] for name in rows if theirs[name].shape != mine[name].shape}
     new, unused = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
     model_folder.load_weights(model, {**mine, **{name: theirs[name] for name in mine.keys() & theirs.keys()}}, path)
     if new or unused:
         print(f"started from {path}; not in it: {_some(new)}; not used of it: {_some(unused)}")
+    return (classes, rows) if rows else None
 
 
 def _some(names: list[str], most: int = 6) -> str:

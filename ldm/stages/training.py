@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from ldm import model_folder
@@ -15,6 +15,7 @@ from ldm.interfaces import Autoencoder, Batch, Posterior, TrainingData
 from ldm.latents.space import LatentSpace
 from ldm.ranges import to_float
 from ldm.stages.plain import PlainData, as_batch
+from ldm.stages.vocabulary import by_name, follow, follow_moments, sentence, tables
 
 
 class TrainingStage(L.LightningModule):
@@ -22,6 +23,7 @@ class TrainingStage(L.LightningModule):
 
     model: Any  # an nn.Module and Buildable
     seed: int
+    inherited: tuple[Sequence[str], dict[str, Tensor]] | None = None  # classes and their tables of what it starts from
     _plain: tuple[PlainData] | None = None
 
     @property
@@ -104,11 +106,47 @@ class TrainingStage(L.LightningModule):
     def card(self) -> dict[str, Any]:
         """Facts that a model folder keeps beside the weights."""
         data = self.data
-        facts = {"classes": list(data.classes), "size": int(data.size), "window": data.window and list(data.window)}
+        facts: dict[str, Any] = {"classes": list(data.classes), "size": int(data.size), "window": data.window and list(data.window)}
+        if (values := data.values.as_card()) is not None:
+            facts["values"] = values
         return {"stage": type(self).__name__, **facts, "steps": int(self.trainer.global_step)}
 
+    def setup(self, stage: str) -> None:
+        """Rows of the model that training starts from belong to the classes of that name."""
+        if self.inherited is not None:
+            old, found = self.inherited
+            if list(old) != self.data.classes:
+                self.require_classes("conditioner", self.num_classes)
+                state = self.model.state_dict()
+                for name, has_null in tables(self.model).items():
+                    state[name].copy_(by_name(found[name], old, self.data.classes, has_null).to(state[name]))
+                self._say(sentence(old, self.data.classes, True))
+            self.inherited = None
+
+    def _say(self, text: str) -> None:
+        if self.trainer.is_global_zero:
+            print(text)
+
+    def _follow_classes(self, checkpoint: dict[str, Any]) -> None:
+        """Where the data have other classes than the checkpoint: its rows, averages and running means by name."""
+        old, new = checkpoint.get(model_folder.CHECKPOINT_KEY, {}).get("card", {}).get("classes"), self.data.classes
+        names = tables(self.model)
+        if not names or old is None or len(old) == 0 or list(old) == new:
+            return
+        if self.num_classes:
+            self.require_classes("conditioner", self.num_classes)
+        follow(checkpoint, names, old, new)
+        configured: Any = self.configure_optimizers()
+        places = [p for group in configured["optimizer"].param_groups for p in group["params"]]
+        parameters = {id(p): name for name, p in self.model.named_parameters()}
+        where = {i: names[name] for i, p in enumerate(places) if (name := parameters.get(id(p), "")) in names}
+        for optimizer in checkpoint.get("optimizer_states", []):
+            follow_moments(optimizer["state"], where, old, new)
+        self._say(sentence(old, new, any(names.values())))
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Says which of its weights do not fit."""
+        """Takes classes by name; says which of its weights do not fit."""
+        self._follow_classes(checkpoint)
         found, own = checkpoint["state_dict"], self.state_dict()
         hint = "give the configs and options that it was trained with, or start a new run from it with --model.init"
         if missing := [name for name in own if name not in found]:
