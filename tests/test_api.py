@@ -173,4 +173,4 @@ def test_a_loader_of_something_else_is_refused() -> None:
             as_batch(wrong)
     image = torch.rand(2, 3, 4, 4)
     assert torch.equal(as_batch([image, torch.tensor([1, 2])])["label"], torch.tensor([1, 2]))
-    assert torch.equal(as_batch(image)["image"], image * 255)
+    assert torch.equal(as_batch(image)["image"], image * 255 / 127.5 - 1)

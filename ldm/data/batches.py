@@ -68,17 +68,14 @@ class Keyed(Dataset):
         if self.cache is not None:
             batch["moments"], batch["position"] = self.cache[[int(key.mirrored) for key in wanted], batch["position"]]
         told = self._images(batch, wanted) if self.cache is None or self.with_images else []
-        records = [self.images.records[int(self.indices[position])] for position in batch["position"]]
-        batch["id"] = [record.id for record in records]
-        batch["text"] = [self._text(position, key.draw) for position, key in zip(batch["position"], wanted, strict=True)]
-        if self.images.records.numbers or self.augment is not None:
-            batch["numbers"] = [{**record.numbers, **(told[i] if told else {})} for i, record in enumerate(records)]
+        records, indices = self.images.records, self.indices[batch["position"]].tolist()
+        batch["id"] = [records.ids[index] for index in indices]
+        batch["text"] = [records.text(index, key.draw) for index, key in zip(indices, wanted, strict=True)]
+        if records.numbers or self.augment is not None:
+            batch["numbers"] = [{**records.numbers_of(index), **(told[i] if told else {})} for i, index in enumerate(indices)]
         if self.names:
-            batch["label"] = torch.from_numpy(self.images.records.labels[self.indices[batch["position"]]]).long()
+            batch["label"] = torch.from_numpy(records.labels[indices]).long()
         return batch
-
-    def _text(self, position: int, draw: int) -> str:
-        return self.images.records.text(int(self.indices[position]), draw)
 
     def _images(self, batch: Batch, wanted: Sequence[Key]) -> list[dict[str, float]]:
         """Put the images, and their maps, into the batch; returns what was done to each by augmentation."""

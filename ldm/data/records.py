@@ -104,8 +104,11 @@ class Records(Sequence[Record]):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = _inside(index, len(self))
         label, texts = int(self.labels[index]), self.texts[self.first_text[index] : self.first_text[index + 1]]
-        numbers = {name: float(column[index]) for name, column in self.numbers.items() if not np.isnan(column[index])}
-        return Record.of(self.ids[index], self.names[label] if label >= 0 else None, texts, numbers)
+        return Record.of(self.ids[index], self.names[label] if label >= 0 else None, texts, self.numbers_of(index))
+
+    def numbers_of(self, index: int) -> dict[str, float]:
+        """The numeric attributes that an image has."""
+        return {name: float(column[index]) for name, column in self.numbers.items() if not np.isnan(column[index])}
 
     def text(self, index: int, draw: int = 0) -> str:
         """One of an image's texts, "" where it has none; draw: a number that chooses it, 0 the first."""

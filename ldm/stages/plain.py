@@ -55,7 +55,7 @@ def as_batch(found: Any) -> Batch:
         low, high = float(image.min()), float(image.max())
         if low < 0 or high > 1:
             raise UserError(f"the loader's images have values from {low:g} to {high:g}; floats are in 0..1: scale them, or give uint8")
-        batch["image"] = image * 2 - 1
+        batch["image"] = image * 255 / 127.5 - 1  # as of the same pictures in uint8
     elif image.dtype != torch.uint8:
         raise UserError(f"the loader's images are {image.dtype}; allowed are uint8 and floats in 0..1")
     count = len(image)

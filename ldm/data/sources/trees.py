@@ -2,11 +2,12 @@
 
 import io
 import os
+import stat
 import tarfile
 import zipfile
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,7 +74,7 @@ class Folder(Tree):
             name = prefix + entry.name
             if reason := self._unwanted(entry):
                 self.report.leave_out(reason, name)
-            elif entry.is_dir():
+            elif _is(entry, stat.S_ISDIR):
                 status = entry.stat()
                 if (status.st_dev, status.st_ino) in above:
                     self.report.leave_out("link in a circle", name)
@@ -86,14 +87,14 @@ class Folder(Tree):
         """Why an entry is left out; None where it is not."""
         if is_hidden(Path(entry.name)):
             return "hidden"
-        if entry.is_dir():
+        if _is(entry, stat.S_ISDIR):
             path = Path(entry.path)
             if self.own is not None and path.resolve() == self.own:
                 return "this run's folder"
             if is_run(path) or any(is_run(path / stage) for stage in STAGES):
                 return "folder of a run"
             return "folder of `ldm sample`" if is_samples(path) else None
-        if not entry.is_file():
+        if not _is(entry, stat.S_ISREG):
             return "broken link" if entry.is_symlink() else "no file"
         return None
 
@@ -102,6 +103,14 @@ class Folder(Tree):
 
     def stamp(self, index: int) -> object:
         return _stamp(self.read(index))
+
+
+def _is(entry: os.DirEntry[str], kind: Callable[[int], bool]) -> bool:
+    """Whether an entry, or what it links to, is of a kind; a link that leads nowhere is of none."""
+    try:
+        return kind(entry.stat().st_mode)
+    except OSError:
+        return False
 
 
 def is_run(folder: Path) -> bool:
