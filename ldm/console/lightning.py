@@ -5,13 +5,17 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Number
 from typing import Any
 
 from jsonargparse import ArgumentError
+from jsonargparse.typing import register_type
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.errors import UserError
 
+# of the arguments of torchvision's transforms
+register_type(Number, float, float, (ValueError, TypeError), type_check=lambda value, kind: isinstance(value, (int, float)))
 PARSER: dict[str, Any] = {"parser_mode": "omegaconf+", "allow_abbrev": False, "exit_on_error": False}
 # How jsonargparse begins the lines that say where a message comes from, not what is wrong.
 FRAMES = ("Given value", "Subtypes:", "Errors:", "Does not validate", "Problem with given class_path", "Expected a <class 'NoneType'>")

@@ -88,9 +88,10 @@ class Keyed(Dataset):
         for i, key in enumerate(wanted):
             if key.mirrored:
                 images[i], maps[i] = (None if x is None else x.flip(-1) for x in (images[i], maps[i]))
-            if self.augment is not None and key.draw:
+            done = dict[str, float]()
+            if self.augment is not None and key.draw:  # of training images, not of held-out ones
                 images[i], maps[i], done = self.augment(images[i], maps[i], key.draw)
-                told.append(done)
+            told.append(done)
         batch["image"], batch["position"], batch["damaged"] = torch.stack(images), used, [name for name in damaged if name is not None]
         if has_maps:
             batch["map"] = torch.stack([x for x in maps if x is not None])

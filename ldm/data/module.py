@@ -77,7 +77,7 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         if self._sets is None:
             images = self.images()
             train, held_out = images.split(self.val_fraction, self.split_seed)
-            self._sets = Keyed(images, train, self.augment), Keyed(images, held_out)
+            self._sets = Keyed(images, train, self.augment), Keyed(images, held_out, self.augment)
         return self._sets
 
     @property
@@ -95,6 +95,10 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
     @property
     def channels(self) -> int:  # type: ignore[override]
         return self.sets[0].images.channels
+
+    @property
+    def buckets(self) -> Sequence[tuple[int, int]]:  # type: ignore[override]
+        return self.sets[0].images.buckets
 
     @property
     def values(self) -> ValueRange:  # type: ignore[override]

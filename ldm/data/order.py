@@ -83,7 +83,7 @@ class Order(DistributedSampler):
         share, of, batches = self.batch_size * self.num_replicas, torch.from_numpy(buckets).long()[order], list[Tensor]()
         for bucket in of.unique().tolist():
             members = order[of == bucket]
-            batches += members.repeat(1 + share // len(members))[: -(-len(members) // share) * share].split(share)
+            batches += members.repeat(1 - (-share // len(members)))[: -(-len(members) // share) * share].split(share)
         return torch.cat([batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()])
 
 

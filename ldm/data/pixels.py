@@ -35,6 +35,7 @@ HEADERS = 20_000  # pictures whose headers are read to find out what their value
 MEASURED = 2_000  # images whose values are read to find out their range
 LOOKED_AT = 20  # images whose values are read to find out how much of their range they use
 FEW = 0.1  # of their range
+SLACK = 0.05  # of a usual range, by which values may lie beyond it
 ALWAYS_8 = {".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp"}
 USUAL = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65535.0))  # ranges of floats and of 32 bits
 
@@ -211,11 +212,9 @@ def _measured(source: Source, kind: str) -> Window:
     least, greatest = min(low for low, _ in bounds), max(high for _, high in bounds)
     if not least < greatest:
         return least, least + 1
-    slack = 0.05
-    usual = ((low, high) for low, high in USUAL if low - slack * (high - low) <= least and greatest <= high + slack * (high - low))
-    low, high = next(usual, (least, greatest))
-    if kind == "array" and (least < low or greatest > high):  # a picture may be cut off a little, a field may not
-        low, high = least, greatest
+    low, high = least, greatest
+    if kind != "array":  # a picture may be cut off a little, a field may not
+        low, high = next((usual for usual in USUAL if _fits(usual, least, greatest)), (least, greatest))
     what = {"32": "32-bit values", "F": "floats"}.get(kind, "values")
     cut = "; others are cut off" if low > least or high < greatest or len(source.records) > len(bounds) else ""
     source.report.notes.append(
@@ -223,6 +222,13 @@ def _measured(source: Source, kind: str) -> Window:
         f"{high:g} white in all of them{cut} (--data.window)"
     )
     return low, high
+
+
+def _fits(usual: Window, least: float, greatest: float) -> bool:
+    """Whether values lie within a range, or a little beyond it, and use a quarter of it."""
+    width = usual[1] - usual[0]
+    inside = usual[0] - SLACK * width <= least and greatest <= usual[1] + SLACK * width
+    return inside and greatest - least >= width / 4
 
 
 def _tell_little_used(source: Source, ranges: Mapping[str, Window]) -> None:

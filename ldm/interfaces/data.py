@@ -1,7 +1,7 @@
 """What stage 2 asks of a data module."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class TrainingData(ABC):
     channels: int  # of the images
     window: tuple[float, float] | None = None  # values of images with more than 8 bits that are black and white
     values: ValueRange = ValueRange()  # what black and white are in the units of the data
+    buckets: Sequence[tuple[int, int]] = ()  # heights and widths of the images, where they have several
     cache: str | None = None  # folder for latents, and for what conditioners keep
     with_images: bool = False  # whether batches have the images even where they have cached moments
 

@@ -115,10 +115,17 @@ def configured(loaded: Loaded, options: SampleOptions) -> SamplingConfig:
             raise UserError(f"the model's guidance {type(config.guidance).__name__} has no scale: leave --guidance out")
         chosen["guidance"] = replace(config.guidance, scale=float(options.guidance))  # type: ignore[type-var]
     config = replace(config, **chosen)
+    if options.windows is None and _is_trained_size(loaded, config):
+        config = replace(config, windows=False)
     if config.task is not None and options.sampler is None:
         config = replace(config, sampler=config.task.sampler(config.sampler))
     loaded.model.denoiser.schedule.steps(config.steps, config.spacing)  # says now what is wrong with them
     return config
+
+
+def _is_trained_size(loaded: Loaded, config: SamplingConfig) -> bool:
+    """Whether pictures have one of several sizes with which the model was trained (data.crop none)."""
+    return config.size is not None and list(config.size) in [list(one) for one in loaded.card.get("buckets", ())]
 
 
 def as_condition(inputs: Mapping[str, Input], names: Sequence[str], wanted: str | int) -> Condition:
@@ -216,6 +223,8 @@ def _notes_on_size(loaded: Loaded, config: SamplingConfig, images: Sequence[Inpu
     latents, network, task = loaded.model.latents, loaded.model.denoiser.network, config.task
     trained = [side * latents.autoencoder.factor for side in latents.shape_of(None)]
     height, width = picture_size(loaded.model, config, images[0] if images else None)
+    if _is_trained_size(loaded, config):
+        return []
     what = f"pictures of {width}x{height} px, of a model that was trained with {trained[1]}x{trained[0]}"
     whole = task.whole if task else 1
     if height > whole * trained[0] or width > whole * trained[1]:

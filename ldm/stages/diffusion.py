@@ -109,7 +109,7 @@ class DiffusionStage(TrainingStage):
     @torch.no_grad()
     def _measure(self) -> None:
         """Mean and standard deviation per channel of latents sampled once for every training image, over all ranks."""
-        latents, total, size = self.model.latents, 0, (0, 0)
+        latents, total, sizes = self.model.latents, 0, dict[tuple[int, int], None]()
         sums = torch.zeros(3, latents.autoencoder.channels, dtype=torch.float64, device=self.device)
         generator = torch.Generator().manual_seed(self.seed + self.global_rank)
         for batch in self.data.rank_batches():
@@ -117,10 +117,12 @@ class DiffusionStage(TrainingStage):
             mode = posterior.mode()
             z = posterior.sample(torch.randn(mode.shape, generator=generator).to(mode)).double()
             sums += torch.stack([z.sum((0, 2, 3)), z.square().sum((0, 2, 3)), torch.full_like(sums[0], z[:, 0].numel())])
-            total, size = total + len(z), (z.shape[2], z.shape[3])
+            total, sizes[z.shape[2], z.shape[3]] = total + len(z), None
         first, second, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
         images = self.trainer.strategy.reduce(torch.tensor(total, device=self.device), reduce_op="sum")
         mean = first / count
+        side = self.data.size // latents.autoencoder.factor
+        size = next(iter(sizes)) if len(sizes) == 1 else (side, side)  # of several sizes, the one that they are about as large as
         latents.measure(mean.float(), (second / count - mean**2).sqrt().float(), int(images), size)
 
     def _to_device(self, batch: Batch) -> Batch:

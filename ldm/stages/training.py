@@ -107,6 +107,8 @@ class TrainingStage(L.LightningModule):
         """Facts that a model folder keeps beside the weights."""
         data = self.data
         facts: dict[str, Any] = {"classes": list(data.classes), "size": int(data.size), "window": data.window and list(data.window)}
+        if data.buckets:
+            facts["buckets"] = [list(size) for size in data.buckets]
         if (values := data.values.as_card()) is not None:
             facts["values"] = values
         return {"stage": type(self).__name__, **facts, "steps": int(self.trainer.global_step)}

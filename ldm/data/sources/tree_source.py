@@ -15,7 +15,7 @@ from ldm.data.sources.annotations import TABLES, Rows, beside, normal
 from ldm.data.sources.layout import TEST, TRAIN, VAL, places
 from ldm.data.sources.source import Item, Source
 from ldm.data.sources.trees import MANIFEST, Tree
-from ldm.data.sources.volumes import VOLUMES, count_slices, read_slice
+from ldm.data.sources.volumes import VOLUMES, count_slices, read_slice, window_of
 from ldm.errors import UserError
 
 BESIDE = (".txt", ".caption", ".cls", ".json")  # of the name of a picture
@@ -132,10 +132,16 @@ class TreeSource(Source):
 
     def _slices(self) -> np.ndarray | None:
         """(place in `files`, slice) of each image; None where each file is one image."""
-        counts = np.ones(len(self.files), np.int64)
+        counts, windows = np.ones(len(self.files), np.int64), set[tuple[float, float] | None]()
         for place, index in enumerate(self.files.tolist()):
             if suffix_of(name := self.tree.names[index]) in VOLUMES:
-                counts[place] = count_slices(name, self.tree.read(index))
+                counts[place] = count_slices(name, item := self.tree.read(index))
+                windows.add(window_of(name, item))
+        if len(windows) == 1 and (window := windows.pop()) is not None:
+            self.window = window
+            self.report.notes.append(f"the files say that {window[0]:g} is black and {window[1]:g} white (--data.window)")
+        elif len(windows) > 1:
+            self.report.notes.append(f"the files have {len(windows)} windows of black and white, of which none is taken")
         if (counts == 1).all():
             return None
         starts = counts.cumsum() - counts
