@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from ldm.data.augment import Augment
 from ldm.data.batches import Keyed
 from ldm.data.cache import LatentCache
 from ldm.data.decode import SUFFIXES, as_rgb, as_tensor, read_pixels
 from ldm.data.images import DigitImages, EmojiImages, Images, SourceImages
 from ldm.data.module import Digits, Emoji, Folder, ImageData
-from ldm.data.order import Key, Order
+from ldm.data.order import Groups, HeldOutOrder, Key, Order
 from ldm.data.pixels import PixelRule, fitted
 from ldm.data.records import Record, Records
 from ldm.data.split import split, split_by_position
@@ -894,3 +895,122 @@ def test_a_folder_in_grey_or_with_alpha(tmp_path: Path, channels: Any) -> None:
     assert data.channels == channels
     assert next(iter(data.val_dataloader()))["image"].shape == (1, channels, 4, 4)
     assert len({SourceImages(str(tmp_path), 4, c).fingerprint() for c in (1, 3, 4)}) == 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs and buckets, columns
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@quick
+@given(data=st.data(), world=st.integers(1, 3), batch=st.integers(1, 4), epoch=st.integers(0, 5))
+def test_batches_are_of_one_bucket_on_all_ranks(data: st.DataObject, world: int, batch: int, epoch: int) -> None:
+    buckets = np.array(data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=40)))
+    ranks = []
+    for rank in range(world):
+        order = Order(len(buckets), world, rank, batch, True, 0, lambda: 0, Groups(buckets=buckets))
+        order.set_epoch(epoch)
+        ranks.append(list(order))
+        assert len(ranks[-1]) == len(order)
+    for start in range(0, len(ranks[0]), batch):
+        assert len({int(buckets[key.position]) for rank in ranks for key in rank[start : start + batch]}) == 1
+    assert {key.position for rank in ranks for key in rank} == set(range(len(buckets))), "every image is seen"
+    held_out = [HeldOutOrder(len(buckets), world, rank, batch, buckets).positions() for rank in range(world)]
+    assert sorted(position for rank in held_out for position in rank if position < len(buckets)) == list(range(len(buckets)))
+    for start in range(0, len(held_out[0]), batch):
+        assert len({int(buckets[i]) for rank in held_out for i in rank[start : start + batch] if i < len(buckets)}) <= 1
+
+
+def test_runs_are_read_in_order_and_shuffled_a_few_at_a_time() -> None:
+    runs, files = np.repeat(np.arange(24), 10), np.repeat(np.arange(6), 4)  # six files of four runs of ten images
+    order = Order(240, 1, 0, 8, False, 0, lambda: 0, Groups(runs, files))
+    positions = [key.position for key in order]
+    assert sorted(positions) == list(range(240))
+    for start in range(0, 240, 40):  # four runs are one window: here one file
+        part = positions[start : start + 40]
+        assert len({int(files[runs[i]]) for i in part}) == 1
+        assert part != sorted(part)
+    assert [int(files[runs[i]]) for i in positions[::40]] != list(range(6)), "files are shuffled"
+    rest = Order(240, 1, 0, 8, False, 0, lambda: 7, Groups(runs, files))
+    assert [key.position for key in rest] == positions[56:], "it resumes to the sample"
+
+
+ROW = st.tuples(st.text(max_size=9), st.none() | st.sampled_from(["10", "9", "2", "-1"]), st.lists(st.text(min_size=1), max_size=3))
+
+
+@quick
+@given(st.lists(ROW, max_size=20))
+def test_columns_hold_what_was_put_in(rows: list[tuple[str, str | None, list[str]]]) -> None:
+    def utf8(text: str) -> str:
+        return text.encode("utf-8", "replace").decode()
+
+    clean = [(utf8(name), label, [utf8(text) for text in texts]) for name, label, texts in rows]
+    given_ = [Record.of(name, label, texts, {"x": 1.5} if i % 2 else {}) for i, (name, label, texts) in enumerate(clean)]
+    records = Records(given_)
+    assert list(records) == given_
+    assert records.names == sorted({label for _, label, _ in clean if label is not None}, key=int)
+    for i, (_, _, texts) in enumerate(clean):
+        assert records.text(i) == (texts[0] if texts else "")
+        assert {records.text(i, draw) for draw in range(3)} == (set(texts) or {""})
+
+
+def test_a_caption_is_drawn_anew_in_every_epoch(tmp_path: Path) -> None:
+    write_images(tmp_path, [f"{i}.png" for i in range(30)])
+    (tmp_path / "metadata.jsonl").write_text(lines(*({"file_name": f"{i}.png", "text": ["a", "b"]} for i in range(30))))
+    data = Folder(str(tmp_path), size=4, batch_size=1)
+    seen = [{batch["id"][0]: batch["text"][0] for batch in epoch_of(data, epoch)} for epoch in range(4)]
+    assert {text for epoch in seen for text in epoch.values()} == {"a", "b"}
+    assert any(seen[0][name] != seen[1][name] for name in seen[0])
+    assert all(batch["text"][0] == "a" for batch in data.val_dataloader()), "held-out images always say the same"
+
+
+def test_crops_and_augmentations_depend_on_their_draw_alone(tmp_path: Path) -> None:
+    from torchvision.transforms.v2 import RandomVerticalFlip
+
+    Image.fromarray(rgb(8, 24)).save(tmp_path / "0.png")
+    images = SourceImages(str(tmp_path), 8, crop="random")
+    assert torch.equal(images.pixels(0, 5), images.pixels(0, 5))
+    assert len({images.pixels(0, draw).sum().item() for draw in range(1, 20)}) > 5
+    assert torch.equal(images.pixels(0), SourceImages(str(tmp_path), 8).pixels(0)), "held-out images are cut in the centre"
+    augment = Augment([RandomVerticalFlip(0.5)])
+    for draw in range(1, 20):
+        image, _, told = augment(images.pixels(0), None, draw)
+        assert torch.equal(image, images.pixels(0).flip(1) if told["augmented by RandomVerticalFlip"] else images.pixels(0))
+
+
+def test_maps_of_16_bits_keep_their_values(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", ["0.png", "1.png"], 8)
+    (tmp_path / "maps").mkdir()
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    for name in ("0.png", "1.png"):
+        Image.fromarray(values).save(tmp_path / "maps" / name)
+    images = SourceImages(str(tmp_path / "images"), 8, maps=str(tmp_path / "maps"))
+    assert images.map(0).dtype == torch.uint16
+    assert np.array_equal(images.map(0)[2].numpy(), values)
+
+
+def test_a_range_that_is_hardly_used_is_told_with_the_option_to_give(tmp_path: Path) -> None:
+    for i in range(3):
+        Image.fromarray(np.random.default_rng(i).integers(0, 4081, (8, 8), dtype=np.uint16)).save(tmp_path / f"{i}.png")
+    notes = SourceImages(str(tmp_path), 8, channels=1).report.notes
+    assert any("give --data.window '[0,4095]'" in note for note in notes), notes
+    assert not any("--data.window" in note for note in SourceImages(str(tmp_path), 8, 1, (0, 4095)).report.notes)
+
+
+def test_a_list_of_every_failure_that_metadata_can_have(tmp_path: Path) -> None:
+    write_images(tmp_path, ["0.png", "1.png"])
+    for name, text, message in (
+        ("metadata.csv", 'file_name,text\n0.png,"open\n1.png,x\n', "check the quotes"),
+        ("metadata.jsonl", '{"file_name": ["0.png"]}', "is one path"),
+        ("metadata.jsonl", '{"file_name": "0.png", "label": ["a", "b"]}', "give one class"),
+        ("metadata.jsonl", '{"file_name": "0.png", "age": NaN}', "age is nan; give a finite number"),
+        ("metadata.jsonl", "[1]", "no object with a file_name"),
+        ("metadata.csv", b"file_name,text\n0.png,\xff\xfa\n", "no UTF-8 text"),
+    ):
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(ValueError, match=message):
+            SourceImages(str(tmp_path), 4)
+        (tmp_path / name).unlink()
+    huge = {"file_name": "0.png", "n": 10**400, "text": "x" * 200_000, "half": "\ud800"}
+    (tmp_path / "metadata.jsonl").write_text(lines(huge))
+    assert len(SourceImages(str(tmp_path), 4).records[0].text) == 200_000

@@ -146,6 +146,12 @@ def slices(folder: Path) -> None:
         Image.fromarray(values).save(folder / f"{i}.png")
 
 
+def volumes(folder: Path) -> None:
+    """Densities of 8 slices, as one array."""
+    folder.mkdir()
+    np.save(folder / "density.npy", np.random.default_rng(0).random((24, 1, 8, 32, 32), dtype=np.float32))
+
+
 def sounds(folder: Path) -> None:
     """WAV files of a second."""
     folder.mkdir()
@@ -186,6 +192,7 @@ def prepare(folder: Path, page: Path) -> None:
         "MAPS": maps,
         "SLICES": slices,
         "SOUNDS": sounds,
+        "VOLUMES": volumes,
         "FILMS": lambda path: films(path, emoji),
         "FILM": lambda path: frames(path, emoji),
         "VAE": autoencoder_of_diffusers,

@@ -108,7 +108,7 @@ SOME = (
 def test_damage_ends_no_training(
     workers: int, corpus: tuple[Path, dict[str, Odd]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, files = corpus
+    files = corpus[1]
     chosen = [name for name, odd in files.items() if name in SOME or name.startswith(("good/", "mode/"))]
     for name in chosen:
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,7 @@ def decoding() -> dict[str, float]:
             ratios.setdefault(name, []).append(theirs / ours)
     made = [rule.pixels(content, "x.jpg", (256, 256)).permute(1, 2, 0).numpy().astype(float) for content in jpegs]
     differences = {
-        f"mean difference from {name}": float(np.mean([np.abs(x - plain(jpeg, resize)).mean() for x, jpeg in zip(made, jpegs, strict=True)]))
+        f"mean difference from {name}": float(np.mean([np.abs(x - plain(j, resize)).mean() for x, j in zip(made, jpegs, strict=True)]))
         for name, resize in (("box", Image.Resampling.BOX), ("bicubic", Image.Resampling.BICUBIC))
     }
     results = {f"times as fast as {name}": round(median(values), 2) for name, values in ratios.items()}

@@ -71,6 +71,7 @@ def row(layout: Layout, folder: Path) -> str:
         return f"| {layout.name} | | | | | refused: {told[:150]}{'…' * (len(told) > 150)} |"
     found = facts(images.source)
     classes = ", ".join(f"{name} {count}" for name, count in list(found["classes"].items())[:4])  # type: ignore[attr-defined]
+    classes += ", ..." * (len(found["classes"]) > 4)  # type: ignore[arg-type]
     split = found["split"]
     told = [f"{count} {reason}" for reason, count in found["left_out"].items()]  # type: ignore[attr-defined]
     told += [f"{found[key]} {key.replace('_', ' ')}" for key in ("rows_without_file", "files_without_row") if found[key]]

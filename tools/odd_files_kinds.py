@@ -248,13 +248,18 @@ def wrong() -> Iterator[Odd]:
     yield Odd("wrong/webp.jpg", "WebP called .jpg", content=webp, pixels=shown(0))
     yield Odd("wrong/ico.png", "ICO called .png", content=encoded(quadrants((32, 32)), "ICO"))
     others = {
-        "html.jpg": (b"<!doctype html><html><body>404 Not Found</body></html>", "HTML"), "svg.png": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
-        "text.png": (b"hello\n", "text"), "lfs.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12\n", "Git LFS pointer"),
-        "pdf.png": (b"%PDF-1.4\n%%EOF", "PDF"), "zip.jpg": (b"PK\x03\x04" + bytes(30), "zip"), "mp4.gif": (b"\0\0\0\x18ftypmp42" + bytes(30), "MP4"),
+        "html.jpg": (b"<!doctype html><html><body>404 Not Found</body></html>", "HTML"),
+        "svg.png": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+        "text.png": (b"hello\n", "text"),
+        "lfs.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12\n", "Git LFS pointer"),
+        "pdf.png": (b"%PDF-1.4\n%%EOF", "PDF"),
+        "zip.jpg": (b"PK\x03\x04" + bytes(30), "zip"),
+        "mp4.gif": (b"\0\0\0\x18ftypmp42" + bytes(30), "MP4"),
         "ps.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n", "PostScript"),
-        "pickle.png": (b"cos\nsystem\n(S'touch PWNED'\ntR.", "pickle"), "wmf.png": (b"\xd7\xcd\xc6\x9a" + bytes(40), "WMF"),
+        "pickle.png": (b"cos\nsystem\n(S'touch PWNED'\ntR.", "pickle"),
+        "wmf.png": (b"\xd7\xcd\xc6\x9a" + bytes(40), "WMF"),
         "fits.jpg": (b"SIMPLE  =                    T" + bytes(2850), "FITS"),
-    }  # fmt: skip
+    }
     for name, (content, kind) in others.items():
         yield Odd(f"wrong/{name}", f"{kind} called .{name.rpartition('.')[2]}", "skipped", content)
 

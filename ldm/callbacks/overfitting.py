@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 
 LOSSES = ("val/loss", "val/reconstruction")  # of stage 2 and of a classifier, of stage 1
 SMALL = 1000  # training images
@@ -32,7 +33,7 @@ class Best(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         found = next((trainer.callback_metrics[name] for name in LOSSES if name in trainer.callback_metrics), None)
-        if found is None or trainer.sanity_checking or not trainer.training:
+        if found is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         self.latest = float(found)
         if not self.latest < self.least:

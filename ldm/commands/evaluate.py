@@ -9,6 +9,7 @@ from torch import Tensor
 from ldm.console.options import DEVICE, Option, parse, path, square, warn, whole
 from ldm.console.shorten import IMAGES, limit
 from ldm.data.images import Images, open_images
+from ldm.data.report import told
 from ldm.errors import UserError
 from ldm.interfaces import Features
 from ldm.metrics.distances import Statistics, frechet_distance, kernel_distance
@@ -62,6 +63,8 @@ def evaluate(
 
 def features_of(network: Features, images: Images, batch_size: int, device: torch.device) -> Tensor:
     """Features (N,D) of the images that can be read; says which were left out."""
+    for sentence in told(images):
+        warn(sentence)
     features, damaged = measured(network, images, batch_size, device, IMAGES if limit() is not None else None)
     for name in damaged[:10]:
         warn(f"left out an image that cannot be read: {name}")

@@ -9,9 +9,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.conditioning.values import batch_of
-from ldm.console.options import DEVICE, Option, parse, path, whole
+from ldm.console.options import DEVICE, Option, parse, path, warn, whole
 from ldm.console.shorten import at_most
 from ldm.data.images import open_images
+from ldm.data.report import told
 from ldm.diffusion.guidance import CFG
 from ldm.diffusion.likelihood import bits_per_dim
 from ldm.errors import UserError
@@ -53,6 +54,8 @@ def likelihood(
     if network.conditioner.image is not None:
         raise UserError("this model makes pictures from images: a likelihood is computed of models of classes, texts or nothing")
     source = open_images(images, int(loaded.card["size"]))
+    for sentence in told(source):
+        warn(sentence)
     chosen = torch.linspace(0, len(source) - 1, min(n, len(source))).round().long().tolist()
     levels, places = (
         schedule.steps(min(count, len(schedule.sigmas)))[:-1].flip(0).to(place) if count else None for count in (steps, ode_steps)

@@ -41,6 +41,9 @@ class Text(Conditioner):
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         network = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         network = network.get_encoder() if network.config.is_encoder_decoder else getattr(network, "text_model", network)
+        limit = getattr(network.config, "max_position_embeddings", None)
+        if limit is not None and not 1 <= max_tokens <= limit:
+            raise UserError(f"max_tokens is {max_tokens}; the encoder {encoder!r} has room for 1 to {limit}")
         self.network, self.max_tokens, self.vector = Frozen(_States(network)), max_tokens, vector
         self.token_dim = int(network.config.hidden_size)
         self.vector_dim = 0 if vector == "none" else self.token_dim

@@ -5,15 +5,16 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.data.decode import Window, as_tensor, naming, opened, upright
+from ldm.data.decode import Window, as_tensor, kind_of, naming, opened, shares, upright
 from ldm.data.open import open_source
 from ldm.data.pixels import Resize, fitted, rule_of
 from ldm.data.records import Record, Records
@@ -23,6 +24,7 @@ from ldm.data.split import Split, given_split, split, split_by_position
 from ldm.errors import UserError
 from ldm.ranges import ValueRange
 
+DEEP = {kind: (0.0, 65535.0) for kind in ("16", "32", "F")}  # of maps
 Crop = Literal["centre", "random", "none"]
 ASSETS = Path(__file__).parent / "assets"
 
@@ -50,7 +52,7 @@ class Images(ABC):
         """Where images keep their shapes: choose for each the size, in multiples of so many px, that is most like it."""
 
     def map(self, index: int, draw: int = 0) -> Tensor:
-        """uint8 (3, size, size): what is where in the image, as colours."""
+        """uint8 (3,H,W): what is where in the image, as colours; uint16 of maps of 16 bits, as of depths."""
         raise NotImplementedError(f"{type(self).__name__} has no maps")
 
     @abstractmethod
@@ -158,13 +160,27 @@ class SourceImages(Images):
         across, down = np.random.default_rng(draw).random(2).tolist()
         return across, down
 
+    @cached_property
+    def deep_maps(self) -> bool:
+        """Whether maps have 16 bits: those of one set all have, or none, by the headers of a few."""
+        some = np.unique(np.linspace(0, len(self) - 1, 20).astype(int)).tolist()
+        kinds = set[str]()
+        for path in map(self._map_path, some):
+            with opened(path, header_only=True) as image:
+                kinds.add(kind_of(image))
+        return kinds != {"8"}
+
     def _map_path(self, index: int) -> Path:
         assert self.maps is not None
         return self.maps / Path(self.name(index)).with_suffix(".png")
 
     def map(self, index: int, draw: int = 0) -> Tensor:
         with opened(path := self._map_path(index)) as image, naming(path):
-            return as_tensor(fitted(upright(image).convert("RGB"), self.shape(index), "nearest", self._centre(draw)))
+            if not self.deep_maps:
+                return as_tensor(fitted(upright(image).convert("RGB"), self.shape(index), "nearest", self._centre(draw)))
+            grey = shares(upright(image), DEEP) if kind_of(image) != "8" else np.asarray(upright(image).convert("L")) / 255
+            found = np.asarray(fitted(Image.fromarray(grey.astype(np.float32)), self.shape(index), "nearest", self._centre(draw)))
+            return torch.from_numpy(np.round(found * 65535).astype(np.uint16))[None].expand(3, -1, -1)
 
     def split(self, val_fraction: float, seed: int) -> Split:
         return super().split(val_fraction, seed) if self.source.held_out is None else given_split(self.source.held_out)

@@ -161,22 +161,23 @@ def _duplicates(images: SourceImages, looks: dict[int, Look]) -> dict[str, Any]:
 
 
 def contact_sheet(path: str, side: int = 96, **options: Any) -> Image.Image:
-    """Up to SHOWN images, evenly chosen, as a model sees them, each above its class or caption."""
+    """Up to SHOWN images, evenly chosen, as a model sees them, each above its class and its caption."""
     images = SourceImages(path, side, **options)
     chosen = np.unique(np.linspace(0, len(images) - 1, SHOWN).astype(int)).tolist()
-    columns, line = min(10, len(chosen)), 14
-    sheet = Image.new("RGB", (columns * (side + 4) + 4, -(-len(chosen) // columns) * (side + line + 4) + 4), "white")
+    columns, words = min(10, len(chosen)), 14 * (bool(images.names) + images.records.has_texts)
+    cell = (side + 6, side + words + 6)
+    sheet = Image.new("RGB", (columns * cell[0] + 6, -(-len(chosen) // columns) * cell[1] + 6), "white")
     draw = ImageDraw.Draw(sheet)
     for place, index in enumerate(chosen):
-        x, y = 4 + place % columns * (side + 4), 4 + place // columns * (side + line + 4)
+        x, y = 6 + place % columns * cell[0], 6 + place // columns * cell[1]
         record = images.records[index]
         try:
             sheet.paste(_shown(images, index), (x, y))
         except UserError:
             draw.text((x + 4, y + side // 2), "damaged", fill="red")
-        draw.text(
-            (x, y + side + 1), " ".join(filter(None, (record.label, record.text)))[: side // 6].encode("ascii", "replace"), fill="black"
-        )
+        told = [record.label or "-"] * bool(images.names) + [record.text or "-"] * images.records.has_texts
+        for line, text in enumerate(told):
+            draw.text((x, y + side + 1 + 14 * line), text[: side // 6].encode("ascii", "replace"), fill="black")
     return sheet
 
 

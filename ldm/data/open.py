@@ -18,7 +18,7 @@ from ldm.data.sources.volumes import VOLUMES
 from ldm.errors import UserError
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-PACKED = {*TARS, ".zip", ".parquet", ".arrow", ".npz", ".safetensors", ".mdb"}
+PACKED = {*TARS, ".zip", ".parquet", ".arrow", ".npy", ".npz", ".safetensors", ".mdb"}
 LISTS = (".txt", ".lst", ".csv", ".tsv", ".jsonl")
 LOOKED_FOR = (
     "allowed are a folder of images, a .zip, .tar or .parquet file (or several: 'shards/{000..009}.tar'), an LMDB folder, arrays "
@@ -77,7 +77,7 @@ def _open_folder(folder: Path, own: Path | None, depth: Depth) -> Source:
     packed, has_images, films = dict[str, list[Path]](), False, 0
     for name in tree.names:
         suffix = suffix_of(name)
-        has_images |= suffix in suffixes() or suffix in VOLUMES
+        has_images |= suffix in suffixes() or (suffix in VOLUMES and suffix != ".npy")
         films += suffix in VIDEO
         if suffix in PACKED:
             packed.setdefault(suffix, []).append(folder / name)
@@ -85,6 +85,8 @@ def _open_folder(folder: Path, own: Path | None, depth: Depth) -> Source:
         several = sorted(path for kind in kinds for path in packed.get(kind, ()) if not path.name.startswith("metadata."))
         if several:
             return _open_files(several, folder, depth)
+    if not has_images and len(packed.get(".npy", ())) == 1:  # of several each is one image
+        return ArraySource(packed[".npy"][0], depth)
     if databases := sorted({path.parent for path in packed.get(".mdb", ())}):
         raise UserError(f"{str(folder)!r} holds {len(databases)} LMDB databases: give one, such as {str(databases[0])!r}")
     if films and not has_images:

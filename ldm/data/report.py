@@ -22,8 +22,13 @@ def sentences(train: Keyed, held_out: Keyed) -> list[str]:
         f"{texts:,} with captions" if texts else "no captions",
     ]
     if records.numbers:
-        parts.append(f"numbers: {', '.join(f'{name} {np.nanmin(x):g} to {np.nanmax(x):g}' for name, x in sorted(records.numbers.items()))}")
-    return ["; ".join(parts) + report.words(), *report.notes, *_warnings(train, held_out)]
+        parts.append(f"numbers: {', '.join(_range(name, x) for name, x in sorted(records.numbers.items()))}")
+    return ["; ".join(parts) + report.words(), *notices(images), *_held_out_only(train, held_out)]
+
+
+def _range(name: str, values: np.ndarray) -> str:
+    known = values[~np.isnan(values)]
+    return f"{name} {known.min():g} to {known.max():g}" + ("" if len(known) == len(values) else f" (of {len(known):,} images)")
 
 
 def _classes(images: Images) -> str:
@@ -34,15 +39,28 @@ def _classes(images: Images) -> str:
     return ", ".join([*shown, *more, *none])
 
 
-def _warnings(train: Keyed, held_out: Keyed) -> Iterator[str]:
-    images, report = train.images, train.images.report
+def _held_out_only(train: Keyed, held_out: Keyed) -> Iterator[str]:
+    images, labels = train.images, train.images.records.labels
+    only = np.setdiff1d(labels[held_out.indices], labels[train.indices]).tolist()
+    if only and only != [-1]:
+        names = ", ".join(images.names[i] for i in only[:SHOWN] if i >= 0)
+        yield f"classes that are held out only, so that the model never learns them: {names}"
+
+
+def notices(images: Images) -> Iterator[str]:
+    """What somebody should know of a set, whatever it is used for."""
+    report, records = images.report, images.records
+    yield from report.notes
     if report.rows_without_file or report.files_without_row:
         yield f"rows of metadata that name no image: {report.rows_without_file}; images without a row: {report.files_without_row}"
-    labels = images.records.labels
-    if only := sorted({images.names[i] for i in np.setdiff1d(labels[held_out.indices], labels[train.indices]).tolist() if i >= 0}):
-        yield f"held out only, so that the model never learns them: the classes {', '.join(only[:SHOWN])}"
     if known := sorted(set(report.left_out) & HEIF - suffixes()):
         yield f"{' and '.join(known)} files need the package pillow-heif: pip install 'ldm[heif]'"
-    texts = int((np.diff(images.records.first_text) > 0).sum())
+    texts = int((np.diff(records.first_text) > 0).sum())
     if 0 < texts < len(images):
         yield f"{len(images) - texts:,} of {len(images):,} images have no caption"
+
+
+def told(images: Images) -> list[str]:
+    """Sentences on a set that is only measured: what was left out of it, and what should be known."""
+    words = images.report.words()
+    return [*([f"a {images.report.what}{words}"] if words else []), *notices(images)]

@@ -17,6 +17,7 @@ from ldm.stages.optim import AdamW, Part, configure
 from ldm.stages.training import TrainingStage, first_stage_of, parameters_of
 
 Logs = dict[str, Tensor]
+SMALLEST = 6  # px on a side: half of SSIM's window, by which images are padded
 
 
 class AutoencoderStage(TrainingStage):
@@ -66,6 +67,8 @@ class AutoencoderStage(TrainingStage):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if self.data.size < SMALLEST:
+            raise UserError(f"data.size is {self.data.size}; stage 1 measures structural similarity, for which it is at least {SMALLEST}")
         self.data.use_buckets(self.model.factor)
         self.require_channels(self.model, f"set model.autoencoder.image_channels to {self.data.channels}")
         if self.adversary is not None:

@@ -214,6 +214,7 @@ def start_from(model: LatentDiffusion, path: str) -> tuple[list[str], dict[str, 
     if isinstance(started, LatentDiffusion) and started.denoiser.network.frames < frames:
         started.latents = started.latents.of_frames(frames)
     mine, theirs = model.state_dict(), started.state_dict()
+    theirs |= _first_stage_asked_for(mine, theirs, path)
     for name, found in theirs.items():
         wanted = mine.get(name, found)
         if found.ndim > 1 and found.shape[1] < wanted.shape[1] and found[:, 0].shape == wanted[:, 0].shape:
@@ -228,6 +229,25 @@ def start_from(model: LatentDiffusion, path: str) -> tuple[list[str], dict[str, 
     if new or unused:
         print(f"started from {path}; not in it: {_some(new)}; not used of it: {_some(unused)}")
     return (classes, rows) if rows else None
+
+
+def _first_stage_asked_for(mine: dict[str, Tensor], theirs: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    """The weights of the decoder that the user asked for, where `init` has another one.
+
+    UserError where the encoders differ: a network knows the latents of its own encoder alone.
+    """
+    prefix = "latents.autoencoder."
+    names = {name for state in (mine, theirs) for name in state if name.startswith(prefix)}
+    other = {name for name in names if name not in mine or name not in theirs or not torch.equal(mine[name], theirs[name].to(mine[name]))}
+    decoder = {name for name in other if name.removeprefix(prefix).startswith(("decoder", "post_quant"))}
+    if other - decoder:
+        raise UserError(
+            f"first_stage and init hold autoencoders with different encoders, and the network of init knows the latents of its own: "
+            f"give --model.first_stage {path} to go on in those, or leave --model.init out"
+        )
+    if other:
+        print(f"the decoder is that of first_stage, not that of {path}; their encoders are the same")
+    return {name: mine[name] for name in other if name in mine}
 
 
 def _some(names: list[str], most: int = 6) -> str:

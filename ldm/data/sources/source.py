@@ -29,7 +29,7 @@ class Count:
         return self.number > 0
 
     def __str__(self) -> str:
-        return f"{self.number:,} (the first is {self.example!r})"
+        return f"{self.number:,} (the first is {self.example!r})" if self.number else "0"
 
 
 @dataclass

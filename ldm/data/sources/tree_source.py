@@ -134,9 +134,14 @@ class TreeSource(Source):
         """(place in `files`, slice) of each image; None where each file is one image."""
         counts, windows = np.ones(len(self.files), np.int64), set[tuple[float, float] | None]()
         for place, index in enumerate(self.files.tolist()):
-            if suffix_of(name := self.tree.names[index]) in VOLUMES:
+            if suffix_of(name := self.tree.names[index]) not in VOLUMES:
+                continue
+            try:
                 counts[place] = count_slices(name, item := self.tree.read(index))
                 windows.add(window_of(name, item))
+            except UserError as error:
+                counts[place] = 0
+                self.report.leave_out("cannot be read", str(error))
         if len(windows) == 1 and (window := windows.pop()) is not None:
             self.window = window
             self.report.notes.append(f"the files say that {window[0]:g} is black and {window[1]:g} white (--data.window)")
