@@ -87,7 +87,7 @@ class Keyed(Dataset):
         told = list[dict[str, float]]()
         for i, key in enumerate(wanted):
             if key.mirrored:
-                images[i], maps[i] = (None if x is None else x.flip(-1) for x in (images[i], maps[i]))
+                images[i], maps[i] = (None if x is None else _flipped(x) for x in (images[i], maps[i]))
             done = dict[str, float]()
             if self.augment is not None and key.draw:  # of training images, not of held-out ones
                 images[i], maps[i], done = self.augment(images[i], maps[i], key.draw)
@@ -96,3 +96,10 @@ class Keyed(Dataset):
         if has_maps:
             batch["map"] = torch.stack([x for x in maps if x is not None])
         return told
+
+
+def _flipped(x: Tensor) -> Tensor:
+    """The mirror image of (C,H,W)."""
+    if x.dtype != torch.uint16:
+        return x.flip(-1)
+    return torch.from_numpy(x.numpy()[..., ::-1].copy())  # which torch 2.11 cannot flip

@@ -93,7 +93,7 @@ class PixelRule:
         return torch.from_numpy(np.round(np.clip(found, 0, 1) * 65535).astype(np.uint16))[None]
 
     def _of_array(self, array: np.ndarray, size: tuple[int, int], centre: tuple[float, float]) -> Tensor:
-        x = torch.from_numpy(np.ascontiguousarray(array, np.float64))
+        x = torch.from_numpy(np.array(array, np.float64))
         if not x.isfinite().all():
             raise ValueError("it has values that are not finite numbers")
         x = ((x - self.values.low) / (self.values.high - self.values.low)).clamp(0, 1)

@@ -30,16 +30,30 @@ class Record:
         return (self.text, *self.others) if self.text else ()
 
 
+class _Packer:
+    """Texts that come one after the other."""
+
+    def __init__(self) -> None:
+        self.data, self.ends = bytearray(), array("q", [0])
+
+    def add(self, text: str) -> None:
+        self.data += text.encode("utf-8", "surrogateescape")  # as file names have what is not UTF-8
+        self.ends.append(len(self.data))
+
+    def columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bytes uint8, and where each text ends int64 (N+1,); without a copy."""
+        return np.frombuffer(self.data, np.uint8), np.frombuffer(self.ends, np.int64)
+
+
 class Strings(Sequence[str]):
     """N texts as one run of UTF-8 bytes: a Python list of as many takes four times the memory, and each process that
     looks at it gets a copy."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
-        data, ends = bytearray(), array("q", [0])
+        packer = _Packer()
         for text in texts:
-            data += text.encode("utf-8", "surrogateescape")  # as file names have what is not UTF-8
-            ends.append(len(data))
-        self.data, self.ends = np.frombuffer(bytes(data), np.uint8), np.frombuffer(ends.tobytes(), np.int64)
+            packer.add(text)
+        self.data, self.ends = packer.columns()
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -68,28 +82,27 @@ class Records(Sequence[Record]):
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         codes, labels, first = dict[str | None, int]({None: -1}), array("i"), array("q", [0])
-        columns, texts, count = dict[str, array](), list[str](), 0
+        columns, ids, texts, count = dict[str, array](), _Packer(), _Packer(), 0
 
-        def ids() -> Iterable[str]:
-            nonlocal count
-            for record in records:
-                labels.append(codes.setdefault(record.label, len(codes) - 1))
-                texts.extend(record.texts)
-                first.append(len(texts))
-                for name, value in record.numbers.items():
-                    column = columns.setdefault(name, array("d"))
-                    column.extend([np.nan] * (count - len(column)))
-                    column.append(value)
-                count += 1
-                yield record.id
-
-        self.ids = Strings(ids())
-        self.texts = Strings(texts)
-        self.first_text = np.frombuffer(first.tobytes(), np.int64)
+        for record in records:
+            ids.add(record.id)
+            labels.append(codes.setdefault(record.label, len(codes) - 1))
+            for text in record.texts:
+                texts.add(text)
+            first.append(len(texts.ends) - 1)
+            for name, value in record.numbers.items():
+                column = columns.setdefault(name, array("d"))
+                column.extend([np.nan] * (count - len(column)))
+                column.append(value)
+            count += 1
+        self.ids, self.texts = Strings(), Strings()
+        self.ids.data, self.ids.ends = ids.columns()
+        self.texts.data, self.texts.ends = texts.columns()
+        self.first_text = np.frombuffer(first, np.int64)
         found = [name for name in codes if name is not None]
         self.names = in_order(found)
         renumbered = np.array([*(self.names.index(name) for name in found), -1], np.int32)
-        self.labels = renumbered[np.frombuffer(labels.tobytes(), np.int32)] if count else np.zeros(0, np.int32)
+        self.labels = renumbered[np.frombuffer(labels, np.int32)] if count else np.zeros(0, np.int32)
         self.numbers = {name: np.array([*column, *[np.nan] * (count - len(column))]) for name, column in columns.items()}
 
     def __len__(self) -> int:
