@@ -6,13 +6,18 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ldm.data.inspect import inspect
     from ldm.sampling.model import Model, Picture, Pictures, load
 
 __version__ = "0.2.0"
-__all__ = ["Model", "Picture", "Pictures", "load"]
+__all__ = ["Model", "Picture", "Pictures", "inspect", "load"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "inspect":
+        from ldm.data.inspect import inspect
+
+        return inspect
     if name in __all__:
         from ldm.sampling import model
 

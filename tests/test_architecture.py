@@ -34,7 +34,7 @@ ALLOWED = {
     | {"console", "model_folder", "registry"},
     "cli": {"errors", "commands"},  # commands by name, when one is run
     "__main__": {"cli"},
-    "__init__": {"sampling"},  # when it is asked for
+    "__init__": {"data", "sampling"},  # when it is asked for
 }
 MAY_USE_LIGHTNING = {"data", "stages", "callbacks", "commands"}
 

@@ -21,8 +21,8 @@ from ldm.conditioning.numbers import Numbers
 from ldm.conditioning.values import batch_of, checked, condition_of, label_of
 from ldm.data.batches import Keyed
 from ldm.data.corruptions import BSR, Blur, Fixed, GaussianNoise, Holes, Jpeg, OneOf, Posterised, gaussian_kernel
-from ldm.data.decode import as_tensor
 from ldm.data.images import SourceImages
+from ldm.data.modes import as_tensor
 from ldm.data.transforms import as_image
 from ldm.degradations import Downscale, Grayscale
 from ldm.interfaces import ClassInput, Cond, Conditioner, ConditioningImage, Corruption, ImageInput, NumberInput, TextInput

@@ -24,8 +24,9 @@ from torch import Tensor
 from ldm.data.augment import Augment
 from ldm.data.batches import Keyed
 from ldm.data.cache import LatentCache
-from ldm.data.decode import SUFFIXES, as_rgb, as_tensor, read_pixels
+from ldm.data.decode import SUFFIXES, read_pixels
 from ldm.data.images import DigitImages, EmojiImages, Images, SourceImages
+from ldm.data.modes import as_rgb, as_tensor
 from ldm.data.module import Digits, Emoji, Folder, ImageData
 from ldm.data.order import Groups, HeldOutOrder, Key, Order
 from ldm.data.pixels import PixelRule, fitted

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.cli import main
-from ldm.data.decode import as_tensor
 from ldm.data.images import EmojiImages
+from ldm.data.modes import as_tensor
 from ldm.data.transforms import as_image
 from ldm.errors import UserError
 from ldm.sampling.settings import settings_in

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ldm import model_folder
 from ldm.autoencoder.perceptual import Lite0
-from ldm.data.decode import as_tensor
+from ldm.data.modes import as_tensor
 from ldm.data.module import Emoji
 from ldm.data.transforms import as_image, grid
 from ldm.degradations import Downscale

@@ -68,7 +68,7 @@ def modes() -> Iterator[Odd]:
         yield Odd(f"mode/one.{suffix}", f"1 bit {kind}", content=encoded(bits, kind), pixels=black_white)
     yield Odd("mode/cmyk.jpg", "CMYK JPEG", content=encoded(quad.convert("CMYK"), "JPEG", quality=98), pixels=shown(25))
     yield Odd("mode/cmyk.tif", "CMYK TIFF", content=encoded(quad.convert("CMYK"), "TIFF"), pixels=shown(6))
-    yield Odd("mode/ycbcr.tif", "YCbCr TIFF", content=encoded(quad.convert("YCbCr"), "TIFF"), pixels=shown(8))
+    yield Odd("mode/ycbcr.tif", "YCbCr TIFF", "any", content=encoded(quad.convert("YCbCr"), "TIFF"), pixels=shown(8))
     lab = ImageCms.profileToProfile(quad, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
     yield Odd("mode/lab.tif", "Lab TIFF", content=encoded(lab, "TIFF"), pixels=shown(25))  # type: ignore[arg-type]
     wide = np.asarray(quad).astype(">u2") * 257

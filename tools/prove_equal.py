@@ -125,7 +125,7 @@ def digest(folder: Path) -> str:
     """One hash of the pixels of all pictures in a folder, in order."""
     found = hashlib.sha256()
     paths = sorted((path for path in folder.glob("*.png") if path.stem.isdecimal()), key=lambda path: int(path.stem))
-    if len(paths) != N:
+    if len(paths) not in (1, N):  # tasks that draw no noise make one
         raise SystemExit(f"{folder} has {len(paths)} pictures, {N} were asked for")
     for path in paths:
         with Image.open(path) as image:

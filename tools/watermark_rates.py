@@ -30,8 +30,8 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.data.decode import as_rgb, as_tensor
 from ldm.data.images import EmojiImages
+from ldm.data.modes import as_rgb, as_tensor
 from ldm.data.transforms import as_image
 from ldm.sampling.watermark import BITS, MIN_RIGHT, PERIOD, Found, check, mark
 

@@ -8,13 +8,15 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from ldm.data.decode import SUFFIXES, as_tensor
+from ldm.data.decode import SUFFIXES
 from ldm.data.films import ANIMATED, VIDEO, count_frames, frames_of
 from ldm.data.images import Images
+from ldm.data.modes import as_tensor
 from ldm.data.open import folder_of
 from ldm.data.pixels import fitted
 from ldm.data.records import Record, Records
-from ldm.data.sources.annotations import TABLES, Rows
+from ldm.data.sources.annotations import TABLES
+from ldm.data.sources.rows import Rows
 from ldm.data.sources.tree_source import suffix_of
 from ldm.data.sources.trees import Folder
 from ldm.errors import UserError

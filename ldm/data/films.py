@@ -11,15 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ldm.data.decode import (
-    SUFFIXES,
-    converted,
-    image_numbers,
-    is_hidden,
-    naming,
-    opened,
-    unreadable,
-)
+from ldm.data.decode import SUFFIXES, image_numbers, is_hidden, naming, opened, unreadable
+from ldm.data.modes import converted
 from ldm.errors import UserError
 
 VIDEO = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}

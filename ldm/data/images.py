@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.data.decode import Window, as_tensor, kind_of, naming, opened, shares, upright
+from ldm.data.decode import naming, opened
+from ldm.data.modes import Window, as_tensor, kind_of, shares, upright
 from ldm.data.open import open_source
 from ldm.data.pixels import Resize, fitted, rule_of
 from ldm.data.records import Record, Records

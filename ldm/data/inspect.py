@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from ldm.data.batches import Keyed
-from ldm.data.decode import as_rgb, deep_values, kind_of, naming, opened
+from ldm.data.decode import naming, opened
 from ldm.data.images import SourceImages
+from ldm.data.modes import as_rgb, deep_values, kind_of
 from ldm.data.report import sentences
 from ldm.data.transforms import as_image
 from ldm.errors import UserError

@@ -7,9 +7,10 @@ from pathlib import Path
 from ldm.data.decode import suffixes
 from ldm.data.films import VIDEO
 from ldm.data.sources import arrays
-from ldm.data.sources.annotations import Row, Rows, decoded
+from ldm.data.sources.annotations import Row, decoded
 from ldm.data.sources.arrays import ArraySource, Depth
 from ldm.data.sources.databases import LMDBSource
+from ldm.data.sources.rows import Rows
 from ldm.data.sources.source import Report, Source
 from ldm.data.sources.tables import TableSource
 from ldm.data.sources.tree_source import TreeSource, suffix_of

@@ -12,19 +12,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ldm.data.decode import (
-    Ranges,
-    Window,
-    as_tensor,
-    converted,
-    deep_values,
-    kind_of,
-    naming,
-    opened,
-    orientation,
-    shares,
-    upright,
-)
+from ldm.data.decode import naming, opened
+from ldm.data.modes import Ranges, Window, as_tensor, converted, deep_values, kind_of, orientation, shares, upright
 from ldm.data.sources.source import Item, Source
 from ldm.errors import UserError
 from ldm.ranges import ValueRange
@@ -45,13 +34,15 @@ class PixelRule:
     """How the stored images of a set become pixels.
 
     ranges: black and white of each kind of pictures.  values: what black and white are in the units of the data.
-    deep: whether pixels are uint16.  resize: `area` is the mean over what a pixel covers, Lanczos where it covers less.
+    of_values: images are arrays of values, not pictures.  resize: `area` is the mean over what a pixel covers, Lanczos where
+    it covers less.
     """
 
     channels: int = 3
     ranges: Ranges = field(default_factory=dict)
     values: ValueRange = ValueRange()  # noqa: RUF009  frozen
     resize: Resize = "area"
+    of_values: bool = False
 
     @property
     def deep(self) -> bool:
@@ -61,8 +52,12 @@ class PixelRule:
     def pixels(self, item: Item, name: str, size: tuple[int, int], centre: tuple[float, float] = (0.5, 0.5)) -> Tensor:
         """An image resized to cover size (height, width) and cut to it: uint8 (C,H,W), uint16 where `deep`, or of arrays
         float32 in [-1, 1].  centre: of what is left, in shares of what is cut off.  UserError where it cannot be read."""
+        is_picture = not isinstance(item, np.ndarray) or (item.dtype == np.uint8 and len(item) in (1, 3, 4))
+        if is_picture == self.of_values:
+            kinds = ("arrays of values", "pictures") if self.of_values else ("pictures", "arrays of values")
+            raise UserError(f"{name!r} cannot be read: the set is one of {kinds[0]}, not of {kinds[1]}; take it away")
         if isinstance(item, np.ndarray):
-            if item.dtype != np.uint8 or len(item) not in (1, 3, 4):
+            if self.of_values:
                 with naming(Path(name)):
                     return self._of_array(item, size, centre)
             return self._of_picture(
@@ -94,6 +89,8 @@ class PixelRule:
 
     def _of_array(self, array: np.ndarray, size: tuple[int, int], centre: tuple[float, float]) -> Tensor:
         x = torch.from_numpy(np.array(array, np.float64))
+        if len(x) != self.channels:
+            raise ValueError(f"it has {len(x)} channels, the others have {self.channels}")
         if not x.isfinite().all():
             raise ValueError("it has values that are not finite numbers")
         x = ((x - self.values.low) / (self.values.high - self.values.low)).clamp(0, 1)
@@ -145,6 +142,8 @@ def rule_of(source: Source, channels: int | None = None, window: Window | None =
         )
     if window is None and deep:
         _tell_little_used(source, ranges)
+    elif window is not None and not deep:
+        source.report.notes.append("data.window has no effect: all pictures have 8 bits")
     return PixelRule(channels or 3, ranges, values, resize)
 
 
@@ -162,7 +161,7 @@ def _array_rule(source: Source, first: np.ndarray, channels: int | None, window:
     kind = str(stored) if is_array or stored.kind == "f" else "uint16" if low >= 0 and high <= 65535 else "int16"
     if window is None:
         _tell_little_used(source, {"array": (low, high)})
-    return PixelRule(len(first), {}, ValueRange(low, high, kind, is_array, source.depth), resize)
+    return PixelRule(len(first), {}, ValueRange(low, high, kind, is_array, source.depth), resize, of_values=True)
 
 
 def _some(source: Source, most: int) -> Iterator[tuple[int, Item]]:

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.data.decode import MODES
+from ldm.data.modes import MODES
 
 
 def as_image(pixels: Tensor) -> Image.Image:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm.data.decode import as_mask, as_tensor, converted, read_mask
+from ldm.data.decode import as_mask, read_mask
 from ldm.data.films import frames_of
+from ldm.data.modes import as_tensor, converted
 from ldm.data.pixels import fitted
 from ldm.errors import UserError
 from ldm.interfaces import Condition

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from ldm import model_folder, registry
 from ldm.conditioning.values import condition_of
-from ldm.data.decode import as_tensor
+from ldm.data.modes import as_tensor
 from ldm.data.records import Record
 from ldm.data.transforms import as_image, grid
 from ldm.degradations import Downscale

@@ -11,8 +11,9 @@ import numpy as np
 
 from ldm.data.decode import suffixes
 from ldm.data.records import Record, Records
-from ldm.data.sources.annotations import TABLES, Rows, beside, normal
+from ldm.data.sources.annotations import TABLES, beside, normal
 from ldm.data.sources.layout import TEST, TRAIN, VAL, places
+from ldm.data.sources.rows import Rows
 from ldm.data.sources.source import Item, Source
 from ldm.data.sources.trees import MANIFEST, Tree
 from ldm.data.sources.volumes import VOLUMES, count_slices, read_slice, window_of
@@ -41,6 +42,7 @@ class TreeSource(Source):
         if not len(self.files):
             raise UserError(f"no images in {str(tree.path)!r} or below it{self.report.words()}: looked for {LOOKED_FOR}")
         self.slices = self._slices()
+        self.is_array = any(suffix_of(tree.names[index]) == ".npy" for index in self.files[:1].tolist())
         self.records = Records(self._records(rows, texts))
         self._count_rows(rows)
         told = np.array(held_out, bool) if self.slices is None else np.array(held_out, bool)[self.slices[:, 0]]
