@@ -658,7 +658,7 @@ def test_a_truncated_file_is_skipped_named_and_counted(tmp_path: Path, capsys: p
     assert len(data.damaged) == 1
     capsys.readouterr()
     data.teardown("fit")
-    assert capsys.readouterr().out.startswith("1 unreadable images were skipped: b/05.jpg (")
+    assert capsys.readouterr().out.startswith("1 unreadable image was skipped: b/05.jpg (")
     assert data.damaged == set()
 
 

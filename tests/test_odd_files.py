@@ -1,6 +1,7 @@
 """600 odd and damaged files: read with the right pixels, or named and skipped; nothing else is raised, started or written."""
 
 import os
+import re
 import stat
 import sys
 import warnings
@@ -124,6 +125,17 @@ def test_damage_ends_no_training(
     assert "cannot be read, more than data.max_damaged = 0 allows" in error
     assert "Traceback" not in error
     assert "Worker" not in error
+
+
+def test_a_process_of_the_loader_says_what_is_wrong_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(4):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / f"{number}.png").write_bytes(b"no picture")
+    data = ["--data.path", str(tmp_path / "set"), "--data.size=32", "--data.num_workers=1"]
+    assert main(stage1(tmp_path / "run", *data, data="folder")) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"ldm fit: none of \d images in a row can be read, the first is \d.png \(.*\): check the data$", error, re.MULTILINE)
+    assert "DataLoader worker" not in error
 
 
 def test_the_other_commands_name_what_they_cannot_read(

@@ -3,7 +3,8 @@
     python tools/layouts.py FOLDER     # builds all of them there
     python tools/layouts.py --table    # the table, as docs/data.md has it
 
-Picture number i is of the colour `colour(i)`, so that a picture with somebody else's label shows.
+The colour or the value of a picture encodes its number, of which its class and its caption follow, so that a picture
+with somebody else's shows.
 """
 
 import argparse
@@ -12,42 +13,49 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from layouts_builders import BUILDERS
+from layouts_files import number_of
 
-from ldm.data.images import SourceImages
+from ldm.data.images import Images, open_images
+from ldm.data.open import open_source
 from ldm.data.sources.source import Source
 from ldm.errors import UserError
+from ldm.ranges import to_float
+
+SHOWN = 4  # classes
+LONGEST = 150  # characters of a refusal
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One layout; `build(folder)` returns what is given to --data.path."""
+    """One layout: its name as in the table, and what it must be opened as.
+
+    build: writes it into a folder and returns what is given to --data.path.  captions: images with one; texts: all captions,
+    where some images have several.  split: training and held-out images, where the layout says.  unit: where pictures hold
+    values, those of number i are i times this.  refused: a part of the sentence.
+    """
 
     name: str
     build: Callable[[Path], str]
     images: int = 0
     classes: dict[str, int] = field(default_factory=dict)
     captions: int = 0
-    split: tuple[int, int] | None = None  # training and held-out images, where the layout says
+    texts: int = 0
+    numbers: tuple[str, ...] = ()
+    split: tuple[int, int] | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     rows_without_file: int = 0
     files_without_row: int = 0
-    refused: str = ""  # a part of the sentence
+    unit: float = 0
+    refused: str = ""
 
 
-def layouts() -> list[Layout]:
-    """All layouts, in the order of the table."""
-    return [Layout(name, build, **expected) for name, build, expected in BUILDERS]
+LAYOUTS = [Layout(name, build, **expected) for name, build, expected in BUILDERS]
 
 
-def opened(layout: Layout, folder: Path) -> SourceImages:
-    """A layout, built and opened."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return SourceImages(layout.build(folder), 8)
-
-
-def facts(source: Source) -> dict[str, object]:
+def facts(source: Source) -> dict[str, Any]:
     """What a source says, in the terms of a Layout."""
     records, report, held_out = source.records, source.report, source.held_out
     labels = [record.label for record in records]
@@ -55,6 +63,8 @@ def facts(source: Source) -> dict[str, object]:
         "images": len(records),
         "classes": {name: labels.count(name) for name in records.names},
         "captions": sum(bool(record.text) for record in records),
+        "texts": sum(len(record.texts) for record in records),
+        "numbers": tuple(records.numbers),
         "split": None if held_out is None else (int((~held_out).sum()), int(held_out.sum())),
         "left_out": {reason: count.number for reason, count in report.left_out.items()},
         "rows_without_file": report.rows_without_file.number,
@@ -62,29 +72,51 @@ def facts(source: Source) -> dict[str, object]:
     }
 
 
+def expected(layout: Layout) -> dict[str, Any]:
+    """What `facts` must be."""
+    names = ("images", "classes", "captions", "numbers", "split", "left_out", "rows_without_file", "files_without_row")
+    return {"texts": layout.texts or layout.captions, **{name: getattr(layout, name) for name in names}}
+
+
+def number_shown(images: Images, index: int, unit: float) -> int | None:
+    """The number of the picture that is read at an index; None where its pixels are of no picture."""
+    corner = images.pixels(index)[:, 0, 0]
+    if not unit:
+        return number_of(corner.tolist())
+    low, high = images.values.low, images.values.high
+    number = (low + (float(to_float(corner)[0]) + 1) / 2 * (high - low)) / unit
+    return round(number) if abs(number - round(number)) < 0.05 else None
+
+
 def row(layout: Layout, folder: Path) -> str:
-    """A line of the table, of what is really opened."""
+    """A line of the table, of how a layout is really opened."""
+    path = layout.build(folder)
+    given = f"`{path.replace(str(folder), 'PICTURES')}`"
     try:
-        images = opened(layout, folder)
+        source, images = open_source(path), open_images(path, 8)
     except UserError as error:
-        told = str(error).replace(str(folder), "…").replace("|", "\\|")
-        return f"| {layout.name} | | | | | refused: {told[:150]}{'…' * (len(told) > 150)} |"
-    found = facts(images.source)
-    classes = ", ".join(f"{name} {count}" for name, count in list(found["classes"].items())[:4])  # type: ignore[attr-defined]
-    classes += ", ..." * (len(found["classes"]) > 4)  # type: ignore[arg-type]
-    split = found["split"]
-    told = [f"{count} {reason}" for reason, count in found["left_out"].items()]  # type: ignore[attr-defined]
+        sentence = str(error).replace(str(folder), "PICTURES").replace("|", "\\|")
+        told = f"refused: {sentence[:LONGEST]}{'…' * (len(sentence) > LONGEST)}"
+        return f"| {layout.name} | {given} | | | | | {told} |"
+    found = facts(source)
+    classes = [f"{name} {count}" for name, count in found["classes"].items()]
+    shown = ", ".join([*classes[:SHOWN], *["..."] * (len(classes) > SHOWN)])
+    several = found["texts"] > found["captions"]
+    captions = f"{found['captions']}{' with %d' % found['texts'] if several else ''}" if found["captions"] else ""
+    sides = "by name" if found["split"] is None else "{} / {}".format(*found["split"])
+    told = [f"{count} {reason}" for reason, count in found["left_out"].items()]
     told += [f"{found[key]} {key.replace('_', ' ')}" for key in ("rows_without_file", "files_without_row") if found[key]]
-    told += [note.replace(str(folder), "…") for note in images.report.notes]
-    sides = "by name" if split is None else f"{split[0]} / {split[1]}"  # type: ignore[index]
-    return f"| {layout.name} | {found['images']} | {classes} | {found['captions'] or ''} | {sides} | {'; '.join(told)} |"
+    told += [note.replace(str(folder), "PICTURES") for note in images.report.notes]
+    return f"| {layout.name} | {given} | {found['images']} | {shown} | {captions} | {sides} | {'; '.join(told)} |"
 
 
 def table() -> str:
     """The table of docs/data.md."""
-    lines = ["| what lies there | images | classes | captions | split | told |", "|---|---|---|---|---|---|"]
-    with tempfile.TemporaryDirectory() as folder:
-        lines += [row(layout, Path(folder) / str(number)) for number, layout in enumerate(layouts())]
+    lines = ["| what lies there | given to --data.path | images | classes | captions | split | told |", "|" + "---|" * 7]
+    with tempfile.TemporaryDirectory() as temporary:
+        for number, layout in enumerate(LAYOUTS):
+            (folder := Path(temporary) / str(number)).mkdir()
+            lines.append(row(layout, folder))
     return "\n".join(lines)
 
 
@@ -98,9 +130,8 @@ def main() -> None:
     elif arguments.folder is None:
         parser.error("give a folder, or --table")
     else:
-        for number, layout in enumerate(layouts()):
-            folder = arguments.folder / f"{number:02d}"
-            folder.mkdir(parents=True)
+        for number, layout in enumerate(LAYOUTS):
+            (folder := arguments.folder / f"{number:02d}").mkdir(parents=True)
             print(json.dumps([layout.name, layout.build(folder)], ensure_ascii=False))
 
 

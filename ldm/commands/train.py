@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from ldm import registry
 from ldm.callbacks.checkpoints import Stopped
 from ldm.console.configs import find_configs
-from ldm.console.lightning import PARSER, plain_errors, quiet
+from ldm.console.lightning import PARSER, of_worker, plain_errors, quiet
 from ldm.console.shorten import IMAGES, limit, training_options
 from ldm.data.module import ImageData
 from ldm.errors import UserError
@@ -122,3 +122,5 @@ def main(command: str, arguments: list[str]) -> int:
         return encode(cli) if command == "encode" else evaluate(cli, command)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except UserError as error:
+        raise UserError(of_worker(str(error))) from error

@@ -40,6 +40,12 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
 
+def of_worker(message: str) -> str:
+    """The sentence of an error of a loader's process, which torch puts at the end of that process's traceback."""
+    found = re.search(r"^Caught \w+ in DataLoader worker process .*^[\w.]*UserError: (.*)\Z", message, re.DOTALL | re.MULTILINE)
+    return found[1].strip() if found else message
+
+
 def sentence(error: Exception) -> str:
     """What is wrong in a message of jsonargparse, which nests it in frames of type names: the setting, and what is wrong with it."""
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]

@@ -167,7 +167,8 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
 
     def teardown(self, stage: str) -> None:
         if self.damaged:
-            print(f"{len(self.damaged)} unreadable images were skipped: {', '.join(sorted(self.damaged))}")
+            count = f"{len(self.damaged)} unreadable image{'s were' if len(self.damaged) > 1 else ' was'} skipped"
+            print(f"{count}: {', '.join(sorted(self.damaged))}")
             self.damaged = set()
 
     def _ranks(self) -> tuple[int, int]:
