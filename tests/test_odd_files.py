@@ -119,7 +119,7 @@ def test_damage_ends_no_training(
         warnings.simplefilter("ignore")
         assert main(stage1(tmp_path / "run", *data, data="folder", steps=8)) == 0
         told = capsys.readouterr()
-        assert "images of a folder" in told.out
+        assert "images in a folder" in told.out
         assert main(stage1(tmp_path / "other", *data[:-2], "--data.max_damaged=0", data[-1], data="folder", steps=8)) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "cannot be read, more than data.max_damaged = 0 allows" in error

@@ -3,23 +3,21 @@
     python tools/layouts.py FOLDER     # builds all of them there
     python tools/layouts.py --table    # the table, as docs/data.md has it
 
-The colour or the value of a picture encodes its number, of which its class and its caption follow, so that a picture
-with somebody else's shows.
+The colour or the value of a picture encodes its number, from which class and caption follow: mix-ups show.
 """
 
 import argparse
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from layouts_builders import BUILDERS
 from layouts_files import number_of
 
-from ldm.data.images import Images, open_images
-from ldm.data.open import open_source
+from ldm.data.images import Images, SourceImages
 from ldm.data.sources.source import Source
 from ldm.errors import UserError
 from ldm.ranges import to_float
@@ -32,9 +30,9 @@ LONGEST = 150  # characters of a refusal
 class Layout:
     """One layout: its name as in the table, and what it must be opened as.
 
-    build: writes it into a folder and returns what is given to --data.path.  captions: images with one; texts: all captions,
-    where some images have several.  split: training and held-out images, where the layout says.  unit: where pictures hold
-    values, those of number i are i times this.  refused: a part of the sentence.
+    build: writes it into a folder and returns what is given to --data.path.  captions: images with one;
+    texts: all captions, where images have several.  split: training and held-out images, where it says.
+    unit: of pictures of values, those of number i are i times this.  refused: a part of the sentence.
     """
 
     name: str
@@ -74,8 +72,9 @@ def facts(source: Source) -> dict[str, Any]:
 
 def expected(layout: Layout) -> dict[str, Any]:
     """What `facts` must be."""
-    names = ("images", "classes", "captions", "numbers", "split", "left_out", "rows_without_file", "files_without_row")
-    return {"texts": layout.texts or layout.captions, **{name: getattr(layout, name) for name in names}}
+    told = asdict(layout)
+    told = {name: told[name] for name in told if name not in ("name", "build", "unit", "refused")}
+    return told | {"texts": layout.texts or layout.captions}
 
 
 def number_shown(images: Images, index: int, unit: float) -> int | None:
@@ -93,30 +92,33 @@ def row(layout: Layout, folder: Path) -> str:
     path = layout.build(folder)
     given = f"`{path.replace(str(folder), 'PICTURES')}`"
     try:
-        source, images = open_source(path), open_images(path, 8)
+        images = SourceImages(path, 8)
     except UserError as error:
         sentence = str(error).replace(str(folder), "PICTURES").replace("|", "\\|")
         told = f"refused: {sentence[:LONGEST]}{'…' * (len(sentence) > LONGEST)}"
         return f"| {layout.name} | {given} | | | | | {told} |"
-    found = facts(source)
+    found = facts(images.source)
     classes = [f"{name} {count}" for name, count in found["classes"].items()]
     shown = ", ".join([*classes[:SHOWN], *["..."] * (len(classes) > SHOWN)])
-    several = found["texts"] > found["captions"]
-    captions = f"{found['captions']}{' with %d' % found['texts'] if several else ''}" if found["captions"] else ""
+    captions = str(found["captions"] or "")
+    if found["texts"] > found["captions"]:
+        captions += f" images, {found['texts']} texts"
     sides = "by name" if found["split"] is None else "{} / {}".format(*found["split"])
     told = [f"{count} {reason}" for reason, count in found["left_out"].items()]
-    told += [f"{found[key]} {key.replace('_', ' ')}" for key in ("rows_without_file", "files_without_row") if found[key]]
+    counted = ("rows_without_file", "files_without_row")
+    told += [f"{found[key]} {key.replace('_', ' ')}" for key in counted if found[key]]
     told += [note.replace(str(folder), "PICTURES") for note in images.report.notes]
-    return f"| {layout.name} | {given} | {found['images']} | {shown} | {captions} | {sides} | {'; '.join(told)} |"
+    cells = (layout.name, given, found["images"], shown, captions, sides, "; ".join(told))
+    return f"| {' | '.join(map(str, cells))} |"
 
 
-def table() -> str:
-    """The table of docs/data.md."""
-    lines = ["| what lies there | given to --data.path | images | classes | captions | split | told |", "|" + "---|" * 7]
-    with tempfile.TemporaryDirectory() as temporary:
-        for number, layout in enumerate(LAYOUTS):
-            (folder := Path(temporary) / str(number)).mkdir()
-            lines.append(row(layout, folder))
+def table(folder: Path) -> str:
+    """The table of docs/data.md; folder: where the layouts are built."""
+    columns = ("what lies there", "given to --data.path", "images", "classes", "captions", "split", "told")
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for number, layout in enumerate(LAYOUTS):
+        (own := folder / f"{number:02d}").mkdir(parents=True)
+        lines.append(row(layout, own))
     return "\n".join(lines)
 
 
@@ -126,7 +128,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if arguments.table:
-        print(table())
+        with tempfile.TemporaryDirectory() as folder:
+            print(table(Path(folder)))
     elif arguments.folder is None:
         parser.error("give a folder, or --table")
     else:

@@ -49,6 +49,11 @@ def named(pattern: str, numbers: Iterable[int]) -> list[str]:
     return [pattern.format(c=CLASSES[i % 2], i=i) for i in numbers]
 
 
+FLAT = named("{i}.png", range(6))
+SIX = named("{c}/{i}.png", range(6))
+TWO = {"cat": 3, "dog": 3}
+
+
 def contents(names: Iterable[str], others: Mapping[str, Content] = {}) -> dict[str, bytes]:
     """Files by name: pictures, whose number ends the name (`cat/3.png`), and others."""
     found = dict[str, bytes]()
@@ -56,7 +61,7 @@ def contents(names: Iterable[str], others: Mapping[str, Content] = {}) -> dict[s
         number = re.search(r"(\d+)\.\w+$", name)
         assert number is not None, name
         found[name] = picture(int(number[1]), "JPEG" if name.endswith((".jpg", ".jfif")) else "PNG")
-    return found | {name: other if isinstance(other, bytes) else other.encode() for name, other in others.items()}
+    return found | {name: text.encode() if isinstance(text, str) else text for name, text in others.items()}
 
 
 def files(names: Iterable[str], others: Mapping[str, Content] = {}, give: str = "") -> Build:
@@ -72,7 +77,12 @@ def files(names: Iterable[str], others: Mapping[str, Content] = {}, give: str = 
     return build
 
 
-def zipped(names: Iterable[str], others: Mapping[str, Content] = {}, top: str = "", name: str = "set.zip") -> Build:
+def zipped(
+    names: Iterable[str],
+    others: Mapping[str, Content] = {},
+    top: str = "",
+    name: str = "set.zip",
+) -> Build:
     """A zip; top: a folder around all."""
     names = list(names)
 

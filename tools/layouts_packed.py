@@ -6,18 +6,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from layouts_files import CLASSES, Build, Entry, colour, contents, files, named, picture, said, tarred, together, zipped
-from layouts_trees import FOUR_EACH, SIX, TWO, edm
+from layouts_files import (
+    CLASSES,
+    SIX,
+    TWO,
+    Build,
+    Entry,
+    colour,
+    contents,
+    files,
+    named,
+    picture,
+    said,
+    tarred,
+    together,
+    zipped,
+)
+from layouts_trees import FOUR_EACH, edm
 
 PHOTOS = named("{c}/{i}.jpg", range(6))
+SHARDS = [f"shard-{number:03d}.tar" for number in range(3)]
 MODULO_3 = {"0": 4, "1": 4, "2": 4}
 
 
 def sample(number: int, with_json: bool) -> dict[str, bytes]:
     """The files of a sample of WebDataset; three classes."""
     key, label, text = f"{number:06d}", number % 3, said(number)
-    told = {"json": json.dumps({"label": label, "caption": text})} if with_json else {"cls": str(label), "txt": text}
-    return {f"{key}.jpg": picture(number, "JPEG"), **{f"{key}.{suffix}": x.encode() for suffix, x in told.items()}}
+    told = {"cls": str(label), "txt": text}
+    if with_json:
+        told = {"json": json.dumps({"label": label, "caption": text})}
+    return {
+        f"{key}.jpg": picture(number, "JPEG"),
+        **{f"{key}.{suffix}": x.encode() for suffix, x in told.items()},
+    }
 
 
 def shards(*names: str, give: str = "", with_json: bool = True) -> Build:
@@ -41,8 +62,13 @@ def hub_table(numbers: Iterable[int]) -> Any:
         "label": [i % 2 for i in numbers],
         "text": [said(i) for i in numbers],
     }
-    kinds = {"image": {"_type": "Image"}, "label": {"names": CLASSES, "_type": "ClassLabel"}, "text": {"_type": "Value"}}
-    return pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": kinds}})})
+    kinds = {
+        "image": {"_type": "Image"},
+        "label": {"names": CLASSES, "_type": "ClassLabel"},
+        "text": {"_type": "Value"},
+    }
+    schema = json.dumps({"info": {"features": kinds}})
+    return pa.table(columns).replace_schema_metadata({"huggingface": schema})
 
 
 def parquet(*names: str, give: str = "") -> Build:
@@ -65,7 +91,8 @@ def saved_to_disk(folder: Path) -> str:
     rows, name = hub_table(range(8)), "data-00000-of-00001.arrow"
     with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, rows.schema) as writer:
         writer.write_table(rows, max_chunksize=3)
-    return files([], {"state.json": json.dumps({"_data_files": [{"filename": name}]}), "dataset_info.json": "{}"})(folder)
+    state = json.dumps({"_data_files": [{"filename": name}]})
+    return files([], {"state.json": state, "dataset_info.json": "{}"})(folder)
 
 
 def lsun(folder: Path) -> str:
@@ -113,11 +140,23 @@ def dicom(folder: Path) -> str:
         meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         slice_ = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-        slice_.SOPClassUID, slice_.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+        slice_.SOPClassUID, slice_.SOPInstanceUID = (
+            meta.MediaStorageSOPClassUID,
+            meta.MediaStorageSOPInstanceUID,
+        )
         slice_.Rows = slice_.Columns = 16
-        slice_.SamplesPerPixel, slice_.PixelRepresentation, slice_.PhotometricInterpretation = 1, 0, "MONOCHROME2"
+        slice_.SamplesPerPixel, slice_.PixelRepresentation, slice_.PhotometricInterpretation = (
+            1,
+            0,
+            "MONOCHROME2",
+        )
         slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit = 16, 12, 11
-        slice_.RescaleSlope, slice_.RescaleIntercept, slice_.WindowCenter, slice_.WindowWidth = 2, -1024, 40, 2000
+        slice_.RescaleSlope, slice_.RescaleIntercept, slice_.WindowCenter, slice_.WindowWidth = (
+            2,
+            -1024,
+            40,
+            2000,
+        )
         slice_.PixelData = np.full((16, 16), (200 * number + 1024) // 2, "<u2").tobytes()
         slice_.save_as(folder / "patient" / f"{number}.dcm", enforce_file_format=True)
     return str(folder)
@@ -149,7 +188,11 @@ ARCHIVES: list[Entry] = [
         zipped(named("00000/{i}.png", range(4)), edm(4)),
         {"images": 4, "classes": {"0": 2, "1": 2}},
     ),
-    ("a zip from a Mac", zipped([*SIX, "__MACOSX/cat/._0.png"]), {"images": 6, "classes": TWO, "left_out": {"hidden": 1}}),
+    (
+        "a zip from a Mac",
+        zipped([*SIX, "__MACOSX/cat/._0.png"]),
+        {"images": 6, "classes": TWO, "left_out": {"hidden": 1}},
+    ),
     (
         "a folder of zips",
         together(zipped(PHOTOS[:3], name="a.zip"), zipped(PHOTOS[3:], name="b.zip")),
@@ -158,17 +201,17 @@ ARCHIVES: list[Entry] = [
     ("a tar with class folders", tarred(contents(PHOTOS)), {"images": 6, "classes": TWO}),
     (
         "WebDataset shards in a folder",
-        shards("shard-000.tar", "shard-001.tar", "shard-002.tar"),
+        shards(*SHARDS),
         {"images": 12, "classes": MODULO_3, "captions": 12},
     ),
     (
         "WebDataset shards with .cls and .txt",
-        shards("shard-000.tar", "shard-001.tar", "shard-002.tar", with_json=False),
+        shards(*SHARDS, with_json=False),
         {"images": 12, "classes": MODULO_3, "captions": 12},
     ),
     (
         "WebDataset shards: shard-{000..002}.tar",
-        shards("shard-000.tar", "shard-001.tar", "shard-002.tar", "shard-003.tar", give="shard-{000..002}.tar"),
+        shards(*SHARDS, "shard-003.tar", give="shard-{000..002}.tar"),
         {"images": 12, "classes": MODULO_3, "captions": 12},
     ),
     (
@@ -209,19 +252,31 @@ ARRAYS: list[Entry] = [
         array("mnist.npz", keras),
         {"images": 7, "classes": {"0": 4, "1": 3}, "split": (5, 2), "unit": 20},
     ),
-    ("npy: pictures (N,C,H,W) of 8 bits", array("x.npy", lambda path: np.save(path, coloured(5).transpose(0, 3, 1, 2))), {"images": 5}),
+    (
+        "npy: pictures (N,C,H,W) of 8 bits",
+        array("x.npy", lambda path: np.save(path, coloured(5).transpose(0, 3, 1, 2))),
+        {"images": 5},
+    ),
     (
         "npy: pictures (N,H,W) of 16 bits",
         array("x.npy", lambda path: np.save(path, numbered(6, unit=9000, dtype="uint16"))),
         {"images": 6, "unit": 9000},
     ),
-    ("safetensors: images, labels", array("x.safetensors", safetensors), {"images": 5, "classes": {"0": 3, "1": 2}}),
+    (
+        "safetensors: images, labels",
+        array("x.safetensors", safetensors),
+        {"images": 5, "classes": {"0": 3, "1": 2}},
+    ),
     (
         "npy: fields (N,C,H,W) of floats",
         array("x.npy", lambda path: np.save(path, np.repeat(numbered(6, 1), 2, 1))),
         {"images": 6, "unit": 1},
     ),
-    ("npy: volumes (N,C,D,H,W)", array("x.npy", lambda path: np.save(path, numbered(2, 1, 4))), {"images": 8, "unit": 1}),
+    (
+        "npy: volumes (N,C,D,H,W)",
+        array("x.npy", lambda path: np.save(path, numbered(2, 1, 4))),
+        {"images": 8, "unit": 1},
+    ),
     ("a folder of .npy, one image each", arrays_apart, {"images": 3, "unit": 1}),
     ("DICOM slices", dicom, {"images": 4, "classes": {"patient": 4}, "unit": 200}),
     ("NIfTI volumes", nifti, {"images": 5, "unit": 1}),

@@ -144,7 +144,7 @@ class WaveImages(Images):
             records += [Record(f"{name}@{start}", label) for start in starts]
         if not self.pieces:
             raise UserError(f"no WAV files in {path!r} or below it{self.report.words()}")
-        self.report.what, self.records = "folder of sounds", Records(records)
+        self.report.what, self.records = "a folder of sounds", Records(records)
 
     def pixels(self, index: int, draw: int = 0) -> Tensor:
         file, start = self.pieces[index]

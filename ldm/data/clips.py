@@ -51,7 +51,7 @@ class ClipImages(Images):
         self.records = Records(
             replace(known[film], id=f"{film}#{start}") for film in enough for start in range(0, lengths[film] - span + 1, span)
         )
-        self.report.what, self.report.rows_without_file = "folder of films", rows.without_file()
+        self.report.what, self.report.rows_without_file = "a folder of films", rows.without_file()
         self.report.files_without_row = rows.without_row
 
     def _rows(self) -> Rows:

@@ -43,12 +43,9 @@ def look(images: SourceImages, index: int) -> Look:
     """Decode one image.  UserError where it cannot be read."""
     item, name = images.source.read(index), images.name(index)
     if isinstance(item, np.ndarray):
-        finite = item[np.isfinite(item)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
-        grey = Image.fromarray(np.nan_to_num((item.mean(0, dtype=np.float64) - low) / ((high - low) or 1) * 255).astype(np.uint8))
-        return Look(
-            item.shape[2], item.shape[1], str(item.dtype), low, high, _digest(np.ascontiguousarray(item).tobytes()), _likeness(grey)
-        )
+        shown = as_image(to_uint8(to_float(images.pixels(index)))).convert("L")  # refused where it is not finite
+        low, high = float(item.min()), float(item.max())
+        return Look(item.shape[2], item.shape[1], str(item.dtype), low, high, _digest(item.tobytes()), _likeness(shown))
     path = item if isinstance(item, Path) else Path(name)
     with naming(path):
         content = item.read_bytes() if isinstance(item, Path) else item

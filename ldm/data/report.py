@@ -17,7 +17,7 @@ def sentences(train: Keyed, held_out: Keyed) -> list[str]:
     kinds = f"{len(records.names)} classes: {_classes(images)}" if records.names else "no classes"
     texts = int((np.diff(records.first_text) > 0).sum())
     parts = [
-        f"{len(images):,} images of a {report.what}, {len(train):,} to train and {len(held_out):,} held out",
+        f"{len(images):,} images in {report.what}, {len(train):,} to train and {len(held_out):,} held out",
         kinds,
         f"{texts:,} with captions" if texts else "no captions",
     ]
@@ -63,4 +63,4 @@ def notices(images: Images) -> Iterator[str]:
 def told(images: Images) -> list[str]:
     """Sentences on a set that is only measured: what was left out of it, and what should be known."""
     words = images.report.words()
-    return [*([f"a {images.report.what}{words}"] if words else []), *notices(images)]
+    return [*([f"{images.report.what}{words}"] if words else []), *notices(images)]

@@ -44,14 +44,14 @@ def table(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
     if name.endswith((".csv", ".tsv")):
         yield from _csv(name, text)
         return
-    try:
-        if name.endswith(".json"):
-            entries = [(f"{name}, row {number}", entry) for number, entry in enumerate(json.loads(text), 1)]
-        else:
-            lines = enumerate(text.splitlines(), 1)
-            entries = [(f"{name}, line {number}", json.loads(line)) for number, line in lines if line.strip()]
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{name} cannot be read: {error}") from error
+    if name.endswith(".json"):
+        found = _json(name, content)
+        if not isinstance(found, list):
+            raise UserError(f"{name} holds no list of objects with a file_name")
+        entries = [(f"{name}, row {number}", entry) for number, entry in enumerate(found, 1)]
+    else:
+        lines = ((f"{name}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+        entries = [(where, _json(where, line.encode("utf-8", "surrogatepass"))) for where, line in lines]
     for where, entry in entries:
         if not isinstance(entry, dict):
             raise UserError(f"{where}: it is no object with a file_name")

@@ -38,7 +38,7 @@ class ArraySource(Source):
     is_array = True
 
     def __init__(self, path: Path, depth: Depth = "slices") -> None:
-        self.path, self.report = path, Report(f"{path.suffix.lower()[1:]} array")
+        self.path, self.report = path, Report(f"arrays ({path.suffix.lower()})")
         with naming(path):
             held = _opened(path)
             found = {str(name).lower(): str(name) for name in held}
@@ -113,5 +113,10 @@ def _opened(path: Path) -> Any:
     if path.suffix.lower() == ".safetensors":
         with safe_open(path, "np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    found = np.load(path, mmap_mode="r")
+    try:
+        found = np.load(path, mmap_mode="r")
+    except ValueError as error:
+        if "pickle" in str(error) or "object" in str(error):  # numpy's own sentence says how to load them all the same
+            raise ValueError("it is no file of arrays, or one of Python objects, which are not loaded") from error
+        raise
     return {"images": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}

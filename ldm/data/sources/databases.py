@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ class LMDBSource(Source):
     """The values of an LMDB database, which are pictures in any format; there are no classes in it."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.report = path, Report("LMDB database")
-        self._opened: tuple[int, Any] = (0, None)
+        self.path, self.report = path, Report("an LMDB database")
         with naming(path):
             self.records = Records(Record(key) for key in self._keys())
         if not len(self.records):
@@ -28,12 +28,7 @@ class LMDBSource(Source):
                 yield key.decode("utf-8", "surrogateescape")
 
     def _environment(self) -> Any:
-        """The database as this process has opened it."""
-        if self._opened[0] != os.getpid():
-            lmdb = extra("lmdb", "lmdb", self.path.name)
-            options = {"readonly": True, "lock": False, "readahead": False, "max_readers": 1}
-            self._opened = (os.getpid(), lmdb.open(str(self.path), subdir=self.path.is_dir(), **options))
-        return self._opened[1]
+        return _environment(str(self.path), self.path.is_dir(), os.getpid())
 
     def read(self, index: int) -> bytes:
         with naming(self.path / self.records.ids[index]), self._environment().begin() as transaction:
@@ -42,9 +37,13 @@ class LMDBSource(Source):
                 raise ValueError("it is no longer in the database")
             return found
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": (0, None)}
-
     def stamps(self) -> Iterator[object]:
         file = self.path / "data.mdb" if self.path.is_dir() else self.path
         return iter([file.stat().st_size, file.stat().st_mtime_ns])
+
+
+@lru_cache(maxsize=16)
+def _environment(path: str, is_folder: bool, process: int) -> Any:
+    """A database as a process has opened it: LMDB allows one environment for each."""
+    lmdb = extra("lmdb", "lmdb", path)
+    return lmdb.open(path, subdir=is_folder, readonly=True, lock=False, readahead=False, max_readers=1)

@@ -35,7 +35,7 @@ def places(folders: Iterable[str], depth: int = 0, one_is_a_class: bool = True) 
     below = {folder: part[depth:] for folder, part in parts.items()}
     short = _without_common(below)
     splits: Mapping[str, str | None]
-    for level in (0, 1) if depth == 0 else ():
+    for level in (0, 1):
         splits = {folder: split_of(part[level]) if len(part) > level else None for folder, part in short.items()}
         # classes may be called `test`: one set of folders must be split throughout, but for what lies outside at the top
         if _is_split(splits.values()) and (level == 0 or None not in splits.values()):

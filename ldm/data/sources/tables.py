@@ -27,7 +27,7 @@ class TableSource(Source):
 
     def __init__(self, paths: Sequence[Path], root: Path) -> None:
         kind = "Parquet" if paths[0].suffix.lower() == ".parquet" else "Arrow"
-        self.report = Report(f"{kind} file{'s' * (len(paths) > 1)}")
+        self.report = Report(f"a{'n' * (kind == 'Arrow')} {kind} file" if len(paths) == 1 else f"{kind} files")
         self.paths, self.root = self._split(paths), root
         with naming(self.paths[0]):
             self.columns = _Columns(_schema(self.paths[0]), self.paths[0])

@@ -64,7 +64,7 @@ class TreeSource(Source):
                 texts[name] = index
             else:
                 others.append(index)
-        self.places = places(folders, self.tree.depth, not self.tree.is_archive)
+        self.places = places(folders, self.tree.depth, self.tree.one_is_a_class)
         return pictures, texts, others
 
     def _stem(self, name: str) -> str:

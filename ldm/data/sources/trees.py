@@ -33,7 +33,7 @@ class Tree(ABC):
     names: Strings
     report: Report
     depth: int = 0
-    is_archive: bool = True
+    one_is_a_class: bool = False  # whether a folder that holds all images says their class
     has_keys: bool = False  # whether files of one sample have a name up to the first dot, as in WebDataset
     runs: Runs | None = None
 
@@ -61,8 +61,8 @@ class Folder(Tree):
     """
 
     def __init__(self, root: Path, own: Path | None = None) -> None:
-        self.path, self.report, self.own = root, Report("folder"), None if own is None else own.resolve()
-        self.is_archive = False
+        self.path, self.report, self.own = root, Report("a folder"), None if own is None else own.resolve()
+        self.one_is_a_class = True
         with naming(root):
             status = root.stat()
             self.names = Strings(self._walk(root, "", ((status.st_dev, status.st_ino),)))
@@ -132,10 +132,8 @@ def is_samples(folder: Path) -> bool:
 class Listed(Tree):
     """Files that a list names, relative to its folder or absolute."""
 
-    is_archive = False
-
     def __init__(self, path: Path, names: Sequence[str]) -> None:
-        self.path, self.report, self.names = path, Report("list of files"), Strings(names)
+        self.path, self.report, self.names = path, Report("a list of files"), Strings(names)
 
     def read(self, index: int) -> Path:
         return self.path.parent / self.names[index]
@@ -155,7 +153,7 @@ class Zips(Tree):
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths, self.path, self.depth = list(paths), paths[0], int(len(paths) > 1)
-        self.report = Report("zip" if len(paths) == 1 else "zip files")
+        self.report = Report("a zip" if len(paths) == 1 else "zip files")
         self._open: tuple[int, dict[int, zipfile.ZipFile]] = (0, {})
         rows = sorted(user_files(self.report, self._members()), key=lambda row: row[0].split("/"))
         self.names = Strings(name for name, _ in rows)
@@ -210,7 +208,7 @@ class Tars(Tree):
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths, self.path, self.depth, self.has_keys = list(paths), paths[0], int(len(paths) > 1), True
-        self.report = Report("tar" if len(paths) == 1 else "tar shards")
+        self.report = Report("a tar" if len(paths) == 1 else "tar shards")
         names, places, packed = list[str](), array("q"), list[bool]()
         for number, path in enumerate(self.paths):
             with naming(path), tarfile.open(path) as archive:
