@@ -80,6 +80,8 @@ def encode(cli: CLI) -> int:
         raise UserError("`encode` takes the configs of stage 2 (model DiffusionStage), whose first_stage encodes")
     if cli.datamodule.cache is None:
         raise UserError("`encode` needs a folder for the latents: set --data.cache")
+    if cli.datamodule.varies:
+        raise UserError("latents of images that differ in every epoch, or in size, cannot be kept: leave out data.crop and data.augment")
     cli.trainer.limit_train_batches = 0
     cli.trainer.fit(cli.model, cli.datamodule)
     if cli.trainer.is_global_zero:

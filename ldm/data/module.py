@@ -66,6 +66,12 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         self.augment = Augment(augment, augment_share) if augment else None
         self.damaged: set[str] = set()
         self._sets: tuple[Keyed, Keyed] | None = None
+        self._told = False
+
+    @property
+    def varies(self) -> bool:
+        """Whether images differ from epoch to epoch, or in size, so that their latents cannot be kept."""
+        return self.augment is not None
 
     @abstractmethod
     def images(self) -> Images:
@@ -106,15 +112,13 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
 
     def setup(self, stage: str) -> None:
         """Opens the source, so that a bad path is reported before anything starts, and says what is in it."""
-        if self._sets is None and (self.trainer is None or self.trainer.is_global_zero):
-            print("\n".join(sentences(*self.sets)))
-        self.sets  # noqa: B018
-        changed = self.augment is not None or getattr(self, "crop", "centre") != "centre"
-        if changed and self.cache is not None:
+        train, held_out = self.sets
+        if not self._told and (self.trainer is None or self.trainer.is_global_zero):
+            print("\n".join(sentences(train, held_out)))
+        self._told = True
+        if self.varies and self.cache is not None:
             self.cache = None
-            warnings.warn(
-                "latents are not cached, as crops and augmentations differ in every epoch: each batch is encoded anew", stacklevel=2
-            )
+            warnings.warn("latents are not cached, as crops, sizes or augmentations differ: each batch is encoded anew", stacklevel=2)
 
     def use_buckets(self, multiple: int) -> None:
         self.sets[0].images.use_buckets(multiple)
@@ -253,6 +257,10 @@ class Folder(ImageData):
         super().__init__(size, **options)
         self.path, self.wanted_channels, self.window, self.maps = path, channels, window, maps
         self.crop, self.resize, self.depth = crop, resize, depth
+
+    @property
+    def varies(self) -> bool:
+        return super().varies or self.crop != "centre"
 
     def images(self) -> Images:
         own = None if self.cache is None else Path(self.cache).parent

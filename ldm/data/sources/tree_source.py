@@ -39,9 +39,9 @@ class TreeSource(Source):
         rows = self._tables(others + unused) if rows is None else rows
         files, held_out = self._kept(pictures)
         self.files = np.array(files, np.int64)
-        if not len(self.files):
-            raise UserError(f"no images in {str(tree.path)!r} or below it{self.report.words()}: looked for {LOOKED_FOR}")
         self.slices = self._slices()
+        if not len(self.files if self.slices is None else self.slices):
+            raise UserError(f"no images in {str(tree.path)!r} or below it{self.report.words()}: looked for {LOOKED_FOR}")
         self.is_array = any(suffix_of(tree.names[index]) == ".npy" for index in self.files[:1].tolist())
         self.records = Records(self._records(rows, texts))
         self._count_rows(rows)
@@ -157,11 +157,11 @@ class TreeSource(Source):
 
     def _records(self, rows: Rows, texts: dict[str, int]) -> Iterator[Record]:
         last, record = -1, Record("")
+        numbered = self.slices is not None and bool((self.slices[:, 1] > 0).any())
         for image in range(len(self.files) if self.slices is None else len(self.slices)):
             place, number = (image, 0) if self.slices is None else self.slices[image].tolist()
             if place != last:
                 last, record = place, self._record(self.tree.names[int(self.files[place])], rows, texts)
-            numbered = self.slices is not None and bool((self.slices[:, 1] > 0).any())
             yield replace(record, id=f"{record.id}#{number}") if numbered else record
 
     def _record(self, name: str, rows: Rows, texts: dict[str, int]) -> Record:
