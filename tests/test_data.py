@@ -916,7 +916,7 @@ def test_batches_are_of_one_bucket_on_all_ranks(data: st.DataObject, world: int,
     for start in range(0, len(ranks[0]), batch):
         assert len({int(buckets[key.position]) for rank in ranks for key in rank[start : start + batch]}) == 1
     assert {key.position for rank in ranks for key in rank} == set(range(len(buckets))), "every image is seen"
-    held_out = [HeldOutOrder(len(buckets), world, rank, batch, buckets).positions() for rank in range(world)]
+    held_out = [HeldOutOrder(len(buckets), world, rank, batch, buckets).positions.tolist() for rank in range(world)]
     assert sorted(position for rank in held_out for position in rank if position < len(buckets)) == list(range(len(buckets)))
     for start in range(0, len(held_out[0]), batch):
         assert len({int(buckets[i]) for rank in held_out for i in rank[start : start + batch] if i < len(buckets)}) <= 1

@@ -28,7 +28,7 @@ def folder_run(tmp_path: Path, path: Path, *extra: str) -> list[str]:
 
 
 def test_missing_folder(tmp_path, capsys) -> None:
-    fails_with(capsys, folder_run(tmp_path, tmp_path / "nowhere"), "nowhere", "there is no file or folder of that name")
+    fails_with(capsys, folder_run(tmp_path, tmp_path / "nowhere"), "nowhere", "there is no file or folder")
 
 
 def test_empty_folder(tmp_path, capsys) -> None:
@@ -198,7 +198,7 @@ def test_no_traceback_in_a_process_of_its_own(tmp_path) -> None:
     result = ldm("fit", *CSV, "-c", "data/folder.yaml", "-c", "autoencoder/digits.yaml", "--data.path", "/nowhere", "--run", str(tmp_path))
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    assert result.stderr.strip().splitlines()[-1] == "ldm fit: data.path is '/nowhere'; there is no file or folder of that name: check it"
+    assert result.stderr.strip().splitlines()[-1] == "ldm fit: there is no file or folder '/nowhere': check the path"
 
 
 def test_a_fault_of_ldm_is_told_apart_from_a_mistake(tmp_path, capsys, monkeypatch) -> None:

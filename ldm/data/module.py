@@ -180,9 +180,9 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
 
     def rank_batches(self) -> Iterator[Batch]:
         (world, rank), train = self._ranks(), self.sets[0]
-        mine = HeldOutOrder(len(train), world, rank, self.batch_size, train.groups().buckets).positions()
+        mine = HeldOutOrder(len(train), world, rank, self.batch_size, train.groups().buckets).positions
         for start in range(0, len(mine), self.batch_size):
-            batch = train.__getitems__(mine[start : start + self.batch_size])
+            batch = train.__getitems__(mine[start : start + self.batch_size].tolist())
             if batch["id"]:
                 yield self.on_after_batch_transfer(batch, 0)
 

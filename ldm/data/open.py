@@ -34,13 +34,13 @@ def open_source(path: str, own: Path | None = None, depth: Depth = "slices") -> 
     UserError where there is nothing, or nothing that is known.
     """
     if re.match(r"[a-z0-9+]{2,}://", path, re.IGNORECASE):
-        raise UserError(f"data.path is {path!r}: download it first, and give the path of the files")
+        raise UserError(f"{path!r} is an address: download it first, and give the path of the files")
     paths = [Path(one).expanduser() for one in expanded(path)]
     missing = [one for one in paths if not one.exists()]
     if missing:
-        named = f", the first that is missing is {str(missing[0])!r}" if len(paths) > 1 else ""
-        hub = ": is it a data set of the Hugging Face hub? download it first" if re.fullmatch(r"[\w.-]+/[\w.-]+", path) else ""
-        raise UserError(f"data.path is {path!r}; there is no file or folder of that name{named}{hub or ': check it'}")
+        of = f", the first of {path!r}" if len(paths) > 1 else ""
+        hub = "; of a data set of the Hugging Face hub, download it first" if re.fullmatch(r"[\w.-]+/[\w.-]+", path) else ""
+        raise UserError(f"there is no file or folder {str(missing[0])!r}{of}: check the path{hub}")
     if len(paths) == 1 and paths[0].is_dir():
         return _open_folder(paths[0], own, depth)
     return _open_files(paths, paths[0].parent, depth)
@@ -73,7 +73,7 @@ def _open_folder(folder: Path, own: Path | None, depth: Depth) -> Source:
     if (folder / "data.mdb").is_file():
         return LMDBSource(folder)
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():  # of datasets.save_to_disk
-        return TableSource(sorted(folder.rglob("*.arrow")), folder)
+        return _open_saved(folder)
     tree = Folder(folder, own)
     packed, has_images, films = dict[str, list[Path]](), False, 0
     for name in tree.names:
@@ -96,6 +96,17 @@ def _open_folder(folder: Path, own: Path | None, depth: Depth) -> Source:
     if is_run(folder) or is_run(folder.parent):
         source.report.notes.append(f"{str(folder)!r} is a folder of a run of ldm: these are pictures that it made")
     return source
+
+
+def _open_saved(folder: Path) -> Source:
+    """What datasets.save_to_disk wrote; files called cache-* are results of its `map`."""
+    for state in folder.rglob("state.json"):
+        if b'"_indices_files": [{' in state.read_bytes():
+            raise UserError(f"{str(folder)!r} was saved with a selection of its rows: call flatten_indices() before save_to_disk")
+    files = sorted(file for file in folder.rglob("*.arrow") if not file.name.startswith("cache-"))
+    if not files:
+        raise UserError(f"no .arrow files in {str(folder)!r} or below it, which datasets.save_to_disk writes: save it again")
+    return TableSource(files, folder)
 
 
 def _open_files(paths: list[Path], root: Path, depth: Depth) -> Source:

@@ -1,6 +1,7 @@
 """Which images a rank reads in an epoch, in which order, and what is random about each."""
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -97,18 +98,20 @@ class HeldOutOrder(DistributedSampler):
         super().__init__(range(count), world, rank, shuffle=False)  # type: ignore[arg-type]
         self.count, self.share, self.buckets = count, world * batch_size, buckets
 
-    def positions(self) -> list[int]:
-        """Those of this rank."""
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """Those of this rank, int64."""
         if self.buckets is None:
-            return list(range(self.rank, -(-self.count // self.num_replicas) * self.num_replicas, self.num_replicas))
-        found = list[int]()
+            return np.arange(self.rank, -(-self.count // self.num_replicas) * self.num_replicas, self.num_replicas)
+        found = list[np.ndarray]()
         for bucket in np.unique(self.buckets):
             members = np.flatnonzero(self.buckets == bucket)
-            found += [*members.tolist(), *[self.count] * (-len(members) % self.share)]
-        return found[self.rank :: self.num_replicas]
+            found += [members, np.full(-len(members) % self.share, self.count)]
+        return np.concatenate(found)[self.rank :: self.num_replicas]
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.positions())
+        for part in np.array_split(self.positions, 1 + len(self) // PART):
+            yield from part.tolist()
 
     def __len__(self) -> int:
-        return len(self.positions())
+        return len(self.positions)

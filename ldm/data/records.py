@@ -101,7 +101,8 @@ class Records(Sequence[Record]):
         self.first_text = np.frombuffer(first, np.int64)
         found = [name for name in codes if name is not None]
         self.names = in_order(found)
-        renumbered = np.array([*(self.names.index(name) for name in found), -1], np.int32)
+        order = {name: label for label, name in enumerate(self.names)}
+        renumbered = np.array([*(order[name] for name in found), -1], np.int32)
         self.labels = renumbered[np.frombuffer(labels, np.int32)] if count else np.zeros(0, np.int32)
         self.numbers = {name: np.array([*column, *[np.nan] * (count - len(column))]) for name, column in columns.items()}
 
