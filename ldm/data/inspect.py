@@ -100,7 +100,8 @@ def inspect(
         "rows_without_file": report.rows_without_file.number,
         "files_without_row": report.files_without_row.number,
         "damaged": damaged,
-        "duplicates": _duplicates(images, looks),
+        "range_used": _range_used(looks.values()),
+        "duplicates": _duplicates(images, looks, set(held_out.indices.tolist())),
         "sizes": {
             "width": _spread([each.width for each in looks.values()]),
             "height": _spread([each.height for each in looks.values()]),
@@ -143,16 +144,32 @@ def _texts(texts: Iterable[str], tokens: Callable[[str], int] | None, most: int)
     return {"number": len(lengths), "counted": "tokens" if tokens else "words", **_spread(lengths), **cut}
 
 
-def _duplicates(images: SourceImages, looks: dict[int, Look]) -> dict[str, Any]:
-    """Images whose files are equal, and whose hashes of how they look are; the first of each kind is no duplicate."""
+def _range_used(looks: Iterable[Look]) -> float | None:
+    """Share of the range of their bits that pictures use; None of floats and arrays, whose range is what they use."""
+    known = [
+        (each.low, each.high, 65535 if each.mode.startswith("I") else 255)
+        for each in looks
+        if not each.mode.startswith(("F", "float", "int", "uint"))
+    ]
+    if not known:
+        return None
+    return (max(high for _, high, _ in known) - min(low for low, _, _ in known)) / max(white for *_, white in known)
+
+
+def _duplicates(images: SourceImages, looks: dict[int, Look], held_out: set[int]) -> dict[str, Any]:
+    """Images whose files are equal, and whose hashes of how they look are; the first of each kind is no duplicate.
+
+    across: how many of them are in training where the first is held out, or the other way round.
+    """
     exact, near = dict[bytes, int](), dict[int, int]()
-    found: dict[str, Any] = {"exact": 0, "near": 0, "examples": []}
+    found: dict[str, Any] = {"exact": 0, "near": 0, "across": 0, "examples": []}
     for index, each in looks.items():
         kind, first = "exact", exact.setdefault(each.digest, index)
         if first == index and each.likeness:
             kind, first = "near", near.setdefault(each.likeness, index)
         if first != index:
             found[kind] += 1
+            found["across"] += (first in held_out) != (index in held_out)
             if len(found["examples"]) < 10:
                 found["examples"].append([images.name(first), images.name(index), kind])
     return found
