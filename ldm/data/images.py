@@ -86,6 +86,8 @@ class Images(ABC):
 class Carried(Images):
     """Images that the package carries; their split goes by position, as their number never changes."""
 
+    report = Report("the package")
+
     def split(self, val_fraction: float, seed: int) -> Split:
         return split_by_position(len(self), val_fraction, seed)
 
