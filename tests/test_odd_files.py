@@ -146,8 +146,12 @@ def test_the_other_commands_name_what_they_cannot_read(
     assert set(facts["damaged"]) >= {odd.name for odd in files.values() if odd.want == "skipped"}
     assert set(facts["damaged"]) <= {odd.name for odd in files.values() if odd.want in ("skipped", "any")}
     assert facts["duplicates"]["exact"] > 20
-    assert main(["evaluate", "--images", str(folder), "--reference", str(folder / "good"), "--size", "16", "--device", "cpu"]) == 0
-    assert "images were left out" in capsys.readouterr().err
+    assert (
+        main(["evaluate", "--images", str(folder / "wrong"), "--reference", str(folder / "mode"), "--size", "16", "--device", "cpu"]) == 0
+    )
+    told = capsys.readouterr().err
+    assert "left out an image that cannot be read: html.jpg" in told
+    assert "images were left out" in told
     for name in SOME[:6]:
         command = [
             "sample",
