@@ -22,6 +22,14 @@ TINY_AUTOENCODER = ["--model.autoencoder.channels=16", "--data.batch_size=8"]
 TINY_DIFFUSION = ["--model.network.channels=16", "--model.sampling_steps=2", "--data.batch_size=8"]
 
 
+LONG = ("two_processes", "what_a_page_says", "measures_every_case", "emoji-text", "judged_by_a_classifier")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests begin first: at the end one process would wait for another."""
+    items.sort(key=lambda item: not any(name in item.name for name in LONG))
+
+
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
