@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "ldm"
-CORE = {"interfaces", "errors", "ranges", "frames"}  # imported by all
+CORE = {"interfaces", "errors", "ranges", "frames", "locking", "draws"}  # imported by all
 ALLOWED = {
     "errors": set(),
     "ranges": {"errors"},
     "frames": set(),
+    "locking": set(),
+    "draws": set(),
     "interfaces": {"errors", "ranges"},
     "registry": {"errors"},
     "degradations": CORE,

@@ -440,19 +440,18 @@ def test_a_model_that_is_given_images_starts_as_the_model_that_was_not(trained: 
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="do not fit the model"):
         start_from(with_channels(path, Concat(Holes(), 2), concat_channels=3, channels=32), str(path))
-    with pytest.raises(ValueError, match="images of 0 channels, the conditioner makes 3: set the network's concat_channels to 3"):
+    with pytest.raises(ValueError, match="images of 0 channels, the conditioner makes 3: leave the network's concat_channels out"):
         with_channels(path, Concat(Holes(), 2))
     wrong = with_channels(path, Concat(Fixed(Grayscale())), concat_channels=4)
     with pytest.raises(ValueError, match="has 2 latent channels, Concat 1 x 4"):
         wrong.conditioner.encode({"image": to_uint8(images())}, wrong.latents.to_latents)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("task/*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(set(CONFIGS.glob("task/*.yaml")) - {CONFIGS / "task" / "base.yaml"}), ids=lambda p: p.stem)
 def test_every_task_runs_for_two_tiny_steps_and_its_model_works_on_an_image(path: Path, trained: Path, tmp_path: Path) -> None:
     model = str(trained / "diffusion" / "model")
     masks = path.stem == "inpainting"
-    sizes = ["--model.conditioner.channels=2", f"--model.network.concat_channels={2 + masks}"]
-    options = ["-c", str(path), *sizes, f"--model.first_stage={model}", f"--model.init={model}", f"--trainer.default_root_dir={tmp_path}/x"]
+    options = ["-c", str(path), f"--model.first_stage={model}", f"--model.init={model}", f"--trainer.default_root_dir={tmp_path}/x"]
     limits = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"]
     assert main([*stage2(tmp_path, *options), *limits]) == 0
     assert list((tmp_path / "x" / "pictures").glob("samples_*.png"))

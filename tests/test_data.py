@@ -1,16 +1,14 @@
-"""Pixels, image sources, the order of training, damaged files and the latent cache (ldm/data)."""
+"""Pixels, image sources, the order of training and damaged files (ldm/data)."""
 
 import csv
 import json
 import re
 import struct
-import threading
 import warnings
 import zlib
 from collections.abc import Callable
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from toys import Noise, NoiseData, epoch_of, fake_trainer
 
 from ldm.data.augment import Augment
 from ldm.data.batches import Keyed
-from ldm.data.cache import LatentCache
 from ldm.data.decode import SUFFIXES, read_pixels
-from ldm.data.images import DigitImages, EmojiImages, Images, SourceImages
+from ldm.data.images import DigitImages, EmojiImages, SourceImages
 from ldm.data.modes import as_rgb, as_tensor
 from ldm.data.module import Digits, Emoji, Folder, ImageData
 from ldm.data.order import Groups, HeldOutOrder, Key, Order
@@ -39,29 +37,11 @@ from ldm.ranges import to_float, to_uint8
 quick = settings(deadline=None, max_examples=60)
 
 EXIF_ORIENTATION = 0x0112
-COUNT = 23
-
-
-class Noise(Images):
-    """Every pixel and record differs, so that a mix-up shows."""
-
-    def __init__(self, count: int = COUNT, size: int = 8) -> None:
-        self.size = size
-        self.data = torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-        self.records = Records(Record(f"n{i}", "abc"[i % 3], f"number {i}") for i in range(count))
-
-    def pixels(self, index: int, draw: int = 0) -> Tensor:
-        return self.data[index]
 
 
 def read_image(path: Path, size: int, channels: int = 3) -> Tensor:
     """A picture as a set of pictures has it, resized by Lanczos."""
     return PixelRule(channels, {"16": (0, 65535)}, resize="lanczos").pixels(path, path.name, (size, size))
-
-
-class NoiseData(ImageData):
-    def images(self) -> Images:
-        return Noise(size=self.size)
 
 
 def rgb(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -522,20 +502,6 @@ def test_epochs_seeds_and_mirror_flags() -> None:
     assert [image for image, *_ in plain] == list(orders[0])
 
 
-def fake_trainer(world: int = 1, rank: int = 0, strategy: Any = None, batches_done: int = 0) -> Any:
-    alone = SimpleNamespace(broadcast=lambda value: value, barrier=lambda name: None)
-    current = SimpleNamespace(ready=batches_done)
-    progress = SimpleNamespace(batch_progress=SimpleNamespace(current=current))
-    fit_loop = SimpleNamespace(epoch_loop=progress)
-    return SimpleNamespace(world_size=world, global_rank=rank, strategy=strategy or alone, fit_loop=fit_loop)
-
-
-def epoch_of(data: ImageData, epoch: int = 0) -> list[Batch]:
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-    return list(loader)
-
-
 def same(a: Batch, b: Batch) -> bool:
     if a.keys() != b.keys():
         return False
@@ -698,174 +664,6 @@ def test_a_folder_of_nothing_but_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none of 3 images") as error:
         Keyed(images, [0, 1, 2]).read(1)
     assert [name for name in names if name in str(error.value)] == ["a/02.jpg"], "the one that was asked for"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Latent cache
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Encoder:
-    """An encoder that is not symmetric, with a memory of what it was given."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self.weight = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(5))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self.images += len(x)
-        assert x.dtype == torch.float32
-        assert -1 <= x.min() <= x.max() <= 1
-        return torch.nn.functional.conv2d(x, self.weight, stride=2)
-
-
-def cached(folder: Path, key: str = "key", trainer: Any = None, **options: Any) -> tuple[NoiseData, Encoder]:
-    data, encoder = NoiseData(**{"size": 8, "batch_size": 4, "cache": str(folder), **options}), Encoder()
-    data.trainer = trainer or fake_trainer()
-    data.cache_latents(encoder, key, torch.device("cpu"))
-    return data, encoder
-
-
-def check_cache(data: NoiseData) -> None:
-    train, encoder = data.sets[0], Encoder()
-    assert train.cache is not None
-    pixels = to_float(Noise().data[train.indices])
-    everything = list(range(len(train)))
-    for mirrored, images in ((0, pixels), (1, pixels.flip(-1))):
-        made = train.cache[[mirrored] * len(train), everything][0]
-        assert made.dtype == torch.float32
-        torch.testing.assert_close(made, encoder(images), rtol=2**-10, atol=1e-6)
-
-
-def test_the_cache_holds_images_and_mirror_images(tmp_path: Path) -> None:
-    data, encoder = cached(tmp_path)
-    assert encoder.images == 1 + 2 * len(data.sets[0])
-    check_cache(data)
-    direct = Encoder()
-    plain = NoiseData(size=8, batch_size=4)
-    for batch, expected in zip(epoch_of(data), epoch_of(plain), strict=True):
-        assert "image" not in batch
-        assert batch["id"] == expected["id"]
-        assert torch.equal(batch["label"], expected["label"])
-        torch.testing.assert_close(batch["moments"], direct(to_float(expected["image"])), rtol=2**-10, atol=1e-6)
-    assert all("image" in batch for batch in data.val_dataloader()), "held-out images are not cached"
-    assert [batch["moments"].shape[0] for batch in data.rank_batches()] == [len(b["id"]) for b in plain.rank_batches()]
-
-
-def test_the_cache_is_written_once_per_key(tmp_path: Path) -> None:
-    first, _ = cached(tmp_path)
-    again, encoder = cached(tmp_path)
-    assert encoder.images == 0
-    check_cache(again)
-    for options in ({"split_seed": 3}, {"size": 6}, {"val_fraction": 0.3}):
-        data, encoder = cached(tmp_path, **options)
-        assert encoder.images == 1 + 2 * len(data.sets[0]), f"{options} is another cache"
-    other, encoder = cached(tmp_path, "other key")
-    assert encoder.images == 1 + 2 * len(other.sets[0])
-    check_cache(other)
-    assert first.sets[0].cache is not None
-    assert other.sets[0].cache is not None
-    assert other.sets[0].cache.folder != first.sets[0].cache.folder
-    _, encoder = cached(tmp_path)
-    assert encoder.images == 0, "the first cache is still there"
-
-
-def test_an_incomplete_cache_is_redone(tmp_path: Path) -> None:
-    data, _ = cached(tmp_path)
-    assert data.sets[0].cache is not None
-    folder = data.sets[0].cache.folder
-    assert (folder / "latents.json").is_file()
-    (folder / "latents.json").unlink()
-    broken = np.load(folder / "moments.npy", mmap_mode="r+")
-    broken[:] = 0
-    broken.flush()
-    again, encoder = cached(tmp_path)
-    assert encoder.images == 1 + 2 * len(again.sets[0])
-    assert (folder / "latents.json").is_file()
-    check_cache(again)
-
-
-def test_a_failure_while_encoding_leaves_no_complete_cache(tmp_path: Path) -> None:
-    data = NoiseData(size=8, batch_size=4, cache=str(tmp_path))
-    data.trainer = fake_trainer()
-    encoder, calls = Encoder(), []
-
-    def failing(x: Tensor) -> Tensor:
-        calls.append(1)
-        if len(calls) == 5:
-            raise RuntimeError("power cut")
-        return encoder(x)
-
-    with pytest.raises(RuntimeError, match="power cut"):
-        data.cache_latents(failing, "key", torch.device("cpu"))
-    assert not list(tmp_path.rglob("latents.json"))
-    again, encoder = cached(tmp_path)
-    assert encoder.images == 1 + 2 * len(again.sets[0])
-    check_cache(again)
-
-
-def test_a_key_that_only_begins_alike_is_not_complete(tmp_path: Path) -> None:
-    one, two = LatentCache(tmp_path, "k" * 16 + "1"), LatentCache(tmp_path, "k" * 16 + "2")
-    one.create((2, 1, 1, 1, 1))
-    one.finish()
-    assert one.folder == two.folder
-    assert one.complete
-    assert not two.complete
-
-
-def test_no_cache_folder_and_no_trainer_do_nothing(tmp_path: Path) -> None:
-    for data in (NoiseData(size=8), NoiseData(size=8, cache=str(tmp_path))):
-        encoder = Encoder()
-        if data.cache is None:
-            data.trainer = fake_trainer()
-        data.cache_latents(encoder, "key", torch.device("cpu"))
-        assert encoder.images == 0
-        assert data.sets[0].cache is None
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_fill_one_cache_together(tmp_path: Path, world: int) -> None:
-    meeting, box = threading.Barrier(world, timeout=20), {}
-
-    def strategy(rank: int) -> Any:
-        def broadcast(value: Any) -> Any:
-            if rank == 0:
-                box["value"] = value
-            meeting.wait()
-            received = box["value"]
-            meeting.wait()
-            return received
-
-        return SimpleNamespace(broadcast=broadcast, barrier=lambda name: meeting.wait())
-
-    results: dict[int, tuple[NoiseData, Encoder]] = {}
-
-    def work(rank: int) -> None:
-        results[rank] = cached(tmp_path, trainer=fake_trainer(world, rank, strategy(rank)))
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(results) == list(range(world))
-    counts = [results[rank][1].images - (rank == 0) for rank in range(world)]  # rank 0 probes the latents' shape with one image
-    assert sum(counts) == 2 * len(results[0][0].sets[0])
-    assert all(a - b in (0, 2) for a, b in pairwise(counts)), "even shares"
-    for data, _ in results.values():
-        check_cache(data)
-
-
-def test_a_damaged_image_in_the_cache_is_replaced_by_its_successor_with_its_position(tmp_path: Path) -> None:
-    cache = LatentCache(tmp_path, "key")
-    cache.create((2, 4, 1, 1, 1))
-    values = torch.arange(8.0).view(2, 4, 1, 1, 1)
-    cache.write([0, 1, 2, 3], [0, 2, 2, 0], values)
-    moments, positions = LatentCache(tmp_path, "key")[[0, 1, 1], [1, 3, 2]]
-    assert positions == [2, 0, 2]
-    assert moments.flatten().tolist() == [2.0, 4.0, 6.0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def test_more_corrupt_images_than_allowed(photos, tmp_path, capsys) -> None:
         ("--model.autoencoder.chanels=3", "chanels"),
         ("--trainer.max_step=3", "--trainer.max_step"),
         ("--model.optimizer.lr=fast", "lr"),
-        ("--data.size=33", "33x33"),
+        ("--data.size=33", "data.size is 33; the autoencoder, whose factor is 4, needs a multiple of 4: 32 or 36"),
         ("--data.val_fraction=2", "val_fraction"),
         ("--data.batch_size=0", "batch_size"),
         ("--ckpt_path=last", "no checkpoint"),
@@ -97,7 +97,7 @@ def last_of(run: Path) -> Path:
 def test_a_discriminator_for_other_images_is_refused_before_the_first_step(tmp_path, capsys) -> None:
     adversary = ["--model.adversary=PatchGAN", "--model.adversary.start=1000", "--model.adversary.discriminator=PatchDiscriminator"]
     fails_with(capsys, stage1(tmp_path, *adversary, "--model.adversary.discriminator.layers=6"), "32x32 px are too small", "fewer layers")
-    fails_with(capsys, stage1(tmp_path, *adversary, "--model.adversary.discriminator.image_channels=2"), "image_channels to 3")
+    fails_with(capsys, stage1(tmp_path, *adversary, "--model.adversary.discriminator.image_channels=2"), "leave its image_channels out")
 
 
 def test_a_loss_may_not_flatter_itself(tmp_path, capsys) -> None:
@@ -142,7 +142,8 @@ def test_first_stage_of_another_shape(trained, tmp_path, capsys) -> None:
 
 def test_wrong_number_of_classes(trained, tmp_path, capsys) -> None:
     shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
-    fails_with(capsys, stage2(tmp_path, "--model.conditioner.num_classes=3"), "has 3 classes, the data 10", "num_classes to 10")
+    chosen = ["--model.conditioner=ClassLabel", "--model.conditioner.num_classes=3"]
+    fails_with(capsys, stage2(tmp_path, *chosen), "has 3 classes, the data 10", "num_classes out, which follows")
 
 
 @pytest.mark.skipif(os.geteuid() != 0 and not hasattr(os, "chmod"), reason="needs permissions")

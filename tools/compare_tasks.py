@@ -78,7 +78,14 @@ def train(task: str, out: Path, steps: int) -> Path:
         command = [sys.executable, "-m", "ldm", "fit"]
         for name in ("trainer/cpu", "trainer/csv", "data/emoji", "diffusion/emoji", f"task/{task}"):
             command += ["-c", f"configs/{name}.yaml"]
-        command += ["--run", str(out), f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
+        command += [
+            "--model.first_stage=emoji",
+            "--model.init=emoji",
+            "--run",
+            str(out),
+            f"--trainer.max_steps={steps}",
+            f"--trainer.val_check_interval={steps}",
+        ]
         print("\n$ " + " ".join(command[2:]), flush=True)
         subprocess.run(command, check=True)
     return folder

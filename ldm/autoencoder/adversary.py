@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ldm.errors import UserError
-from ldm.interfaces import Adversary, Discriminator
+from ldm.interfaces import Adversary, Discriminator, Factory, built
 from ldm.nn.blocks import group_norm
 
 NORMS = {
@@ -28,9 +28,11 @@ class PatchDiscriminator(Discriminator):
     """
 
     def __init__(
-        self, channels: int = 64, layers: int = 3, norm: Literal["group", "instance", "batch", "none"] = "group", image_channels: int = 3
-    ) -> None:
+        self, channels: int = 64, layers: int = 3, norm: Literal["group", "instance", "batch", "none"] = "group",
+        image_channels: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        image_channels = image_channels or 3
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(image_channels, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         for (before, after), stride in zip(pairwise(widths), [2] * (layers - 1) + [1], strict=True):
@@ -46,7 +48,7 @@ class PatchDiscriminator(Discriminator):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != self.image_channels:
             raise UserError(
-                f"images of {x.shape[1]} channels, a discriminator for {self.image_channels}: set its image_channels to {x.shape[1]}"
+                f"images of {x.shape[1]} channels, a discriminator for {self.image_channels}: leave its image_channels out, which follows"
             )
         if min(x.shape[2:]) < self.smallest:
             raise UserError(
@@ -74,7 +76,7 @@ class PatchGAN(Adversary):
 
     def __init__(
         self,
-        discriminator: Discriminator,
+        discriminator: Factory[Discriminator] | Discriminator,
         loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge",
         weight: float = 0.5,
         start: int = 0,
@@ -84,7 +86,7 @@ class PatchGAN(Adversary):
         gradient_penalty: float = 0.0,
     ) -> None:
         super().__init__()
-        self.discriminator = discriminator
+        self.discriminator = built(discriminator)
         self.real_loss, self.fake_loss, self.generator = LOSSES[loss]
         self.weight, self.start, self.alone, self.adaptive, self.max_scale = weight, start, alone, adaptive, max_scale
         self.gradient_penalty = gradient_penalty

@@ -15,7 +15,8 @@ class ConvAutoencoder(Autoencoder):
     """f = patch * 2^(levels - 1).  With patch 1, parameter for parameter LDM's (SD: KL of 4 channels, channels 128, (1,2,4,4)).
 
     attention_levels: levels with attention besides the middle (LDM's f16 model has it at its last level).  quant_conv: the 1x1
-    convolutions around the bottleneck; SD3's and FLUX's 16-channel autoencoders have none.
+    convolutions around the bottleneck; SD3's and FLUX's 16-channel autoencoders have none.  image_channels: AutoencoderStage fills it
+    in; otherwise 3.
     """
 
     def __init__(
@@ -26,10 +27,11 @@ class ConvAutoencoder(Autoencoder):
         num_blocks: int = 2,
         attention_levels: Sequence[int] = (),
         patch: int = 1,
-        image_channels: int = 3,
+        image_channels: int | None = None,
         quant_conv: bool = True,
     ) -> None:
         super().__init__()
+        image_channels = image_channels or 3
         if bad := [level for level in attention_levels if not 0 <= level < len(multipliers)]:
             raise UserError(f"attention_levels has {bad[0]}; this autoencoder's levels are 0 to {len(multipliers) - 1}")
         self.factor, self.channels, self.image_channels = patch * 2 ** (len(multipliers) - 1), bottleneck.channels, image_channels

@@ -11,9 +11,9 @@ class Pixels(Autoencoder):
 
     factor, pixels = 1, True
 
-    def __init__(self, image_channels: int = 3) -> None:
+    def __init__(self, image_channels: int | None = None) -> None:
         super().__init__()
-        self.channels = self.image_channels = image_channels
+        self.channels = self.image_channels = image_channels or 3
 
     def moments(self, x: Tensor) -> Tensor:
         return x

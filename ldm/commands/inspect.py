@@ -88,21 +88,16 @@ def lines(facts: dict[str, Any]) -> list[str]:
 
 def commands(facts: dict[str, Any], size: int, window: list[float] | None, channels: int | None) -> list[str]:
     """The commands to go on with: both stages and pictures."""
-    name, model = Path(facts["path"]).name.split(".")[0] or "mine", ""
+    name = Path(facts["path"]).name.split(".")[0] or "mine"
     data = f"--data.path {quote(facts['path'])} --data.size {size}"
     if channels is not None:
         data += f" --data.channels {channels}"
     if window is not None:
         data += f" --data.window '[{window[0]:g},{window[1]:g}]'"
-    if facts["channels"] != 3:
-        model = f" --model.autoencoder.image_channels {facts['channels']}"
-    classes = len(facts["classes"])
-    condition = f"num_classes {classes}" if classes else ""
-    second = f" --model.conditioner.{condition}" if classes else " --model.conditioner Unconditional --model.network.vector_dim 0"
     run = quote(f"runs/{name}")
     return [
-        f"ldm fit -c trainer/cpu.yaml -c data/folder.yaml -c autoencoder/emoji.yaml {data} --run {run}{model}",
-        f"ldm fit -c trainer/cpu.yaml -c data/folder.yaml -c diffusion/emoji.yaml {data} --run {run}{second}",
+        f"ldm fit -c trainer/cpu.yaml -c data/folder.yaml -c autoencoder/emoji.yaml {data} --run {run}",
+        f"ldm fit -c trainer/cpu.yaml -c data/folder.yaml -c diffusion/emoji.yaml {data} --run {run}",
         f"ldm sample {run} --n 16",
     ]
 

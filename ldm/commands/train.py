@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -25,6 +26,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str, default="runs/default", help="folder of this run; configs refer to it as ${run}")
+        parser.link_arguments("data", "model.init_args.data", apply_on="instantiate")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to go on from, or `last` or `best` of this run")
 
 
@@ -74,17 +76,18 @@ def fit(cli: CLI) -> int:
     return 0
 
 
-def encode(cli: CLI) -> int:
-    """fit without a step: `on_fit_start` writes the cache."""
+def encode(cli: CLI, action: Literal["fill", "check", "prune"]) -> int:
+    """fit without a step: `on_fit_start` writes the cache, or checks it, or removes others as well."""
     if not isinstance(cli.model, DiffusionStage):
         raise UserError("`encode` takes the configs of stage 2 (model DiffusionStage), whose first_stage encodes")
     if cli.datamodule.cache is None:
         raise UserError("`encode` needs a folder for the latents: set --data.cache")
     if cli.datamodule.varies:
         raise UserError("latents of images that differ in every epoch, or in size, cannot be kept: leave out data.crop and data.augment")
+    cli.datamodule.cache_action = action
     cli.trainer.limit_train_batches = 0
     cli.trainer.fit(cli.model, cli.datamodule)
-    if cli.trainer.is_global_zero:
+    if cli.trainer.is_global_zero and action != "check":
         latents = cli.model.model.latents
         print(f"{int(latents.count)} images of {cli.datamodule.size} px encoded into {cli.datamodule.cache}")
         print(f"latents {tuple(latents.size.tolist())}: mean {latents.shift.tolist()}, std {latents.scale.tolist()}")
@@ -111,9 +114,14 @@ def evaluate(cli: CLI, command: str) -> int:
 
 def main(command: str, arguments: list[str]) -> int:
     quiet()
+    action: Literal["fill", "check", "prune"] = "fill"
+    if command == "encode":
+        action = "check" if "--check" in arguments else "prune" if "--prune" in arguments else "fill"
+        arguments = [one for one in arguments if one not in ("--check", "--prune")]
     try:
         cli = parse(arguments)
         require_writable(Path(cli.trainer.default_root_dir))
+        cli.model.check(cli.datamodule)  # before loggers and devices are started
         if limit() is not None:
             for images in cli.datamodule.sets:
                 images.indices = images.indices[:IMAGES]
@@ -121,7 +129,7 @@ def main(command: str, arguments: list[str]) -> int:
             raise UserError(f"trainer.precision is {precision}; allowed are 32-true, bf16-mixed and 16-mixed")
         if command == "fit":
             return fit(cli)
-        return encode(cli) if command == "encode" else evaluate(cli, command)
+        return encode(cli, action) if command == "encode" else evaluate(cli, command)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except UserError as error:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.interfaces import Batch, ClassInput, Cond, Conditioner, ConditioningImage, ImageInput, TextInput
+from ldm.interfaces import Batch, ClassInput, Cond, Conditioner, ConditioningImage, Factory, ImageInput, TextInput, built
 
 
 class CompositeConditioner(Conditioner):
@@ -15,15 +15,17 @@ class CompositeConditioner(Conditioner):
     Its inputs are those of all parts: at most one part each takes a class, a text, an image.
     """
 
-    def __init__(self, parts: Sequence[Conditioner]) -> None:
+    def __init__(self, parts: Sequence[Factory[Conditioner] | Conditioner]) -> None:
         super().__init__()
+        made: list[Conditioner] = [built(part) for part in parts]
+        self.init_args = {"parts": made}  # a model folder describes parts, not factories
         for kind, what in ((ClassInput, "classes"), (TextInput, "texts"), (ImageInput, "images")):
-            if (count := sum(isinstance(one, kind) for part in parts for one in part.inputs.values())) > 1:
+            if (count := sum(isinstance(one, kind) for part in made for one in part.inputs.values())) > 1:
                 raise UserError(f"CompositeConditioner has {count} parts for {what}; allowed is one")
-        self.parts = nn.ModuleList(parts)
-        self.inputs = {name: one for part in parts for name, one in part.inputs.items()}
-        self.vector_dim, self.concat_channels = sum(p.vector_dim for p in parts), sum(p.concat_channels for p in parts)
-        self.token_dim = max(p.token_dim for p in parts)
+        self.parts = nn.ModuleList(made)
+        self.inputs = {name: one for part in made for name, one in part.inputs.items()}
+        self.vector_dim, self.concat_channels = sum(p.vector_dim for p in made), sum(p.concat_channels for p in made)
+        self.token_dim = max(p.token_dim for p in made)
 
     def degrade(self, batch: Batch) -> ConditioningImage | None:
         found = (part.degrade(batch) for part in self.parts)  # type: ignore[operator]
@@ -32,6 +34,10 @@ class CompositeConditioner(Conditioner):
     def cache_in(self, folder: str) -> None:
         for part in self.parts:
             part.cache_in(folder)  # type: ignore[operator]
+
+    def remember(self, texts: Sequence[str]) -> None:
+        for part in self.parts:
+            part.remember(texts)  # type: ignore[operator]
 
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
         return _joined([part.encode(batch, to_latents) for part in self.parts])  # type: ignore[operator]

@@ -26,8 +26,11 @@ class Concat(Conditioner):
     in a vector of 64 values, so that the model trusts them less (arXiv:2106.15282).
     """
 
-    def __init__(self, corruption: Corruption | None = None, channels: int = 4, noise: float = 0.0, frames: int = 1) -> None:
+    def __init__(
+        self, corruption: Corruption | None = None, channels: int | None = None, noise: float = 0.0, frames: int | None = None
+    ) -> None:
         super().__init__()
+        channels, frames = channels or 4, frames or 1
         self.corruption, self.channels, self.noise, self.frames = corruption, channels, noise, frames
         self.downscale, self.takes_mask = (1, False) if corruption is None else (corruption.downscale, corruption.takes_mask)
         self.inputs = {"image": ImageInput(self.downscale, self.takes_mask)}
@@ -51,7 +54,7 @@ class Concat(Conditioner):
         z = to_latents(x)
         if z.shape[1] != self.frames * self.channels:
             raise UserError(
-                f"the first stage has {z.shape[1]} latent channels, Concat {self.frames} x {self.channels} (frames x channels): set these"
+                f"the first stage has {z.shape[1]} latent channels, Concat {self.frames} x {self.channels}: leave these out, which follow"
             )
         level = torch.zeros(len(z), device=z.device)
         if self.noise and self.training:
@@ -75,13 +78,14 @@ class Concat(Conditioner):
 
 
 class ImageEmbedding(Conditioner):
-    """The features of an image as a vector: variations of a picture.  The null is the vector 0."""
+    """The features of an image as a vector (dim; None: as many as there are): variations of a picture.  The null is the vector 0."""
 
     inputs = {"image": ImageInput()}  # noqa: RUF012
 
-    def __init__(self, features: Features, dim: int) -> None:
+    def __init__(self, features: Features, dim: int | None = None) -> None:
         super().__init__()
-        self.features, self.vector_dim = Frozen(features), dim
+        found = features(torch.zeros(1, 3, features.resize, features.resize, dtype=torch.uint8)).shape[1] if dim is None else dim
+        self.features, self.vector_dim = Frozen(features), found
 
     def degrade(self, batch: Batch) -> ConditioningImage:
         return ConditioningImage(to_float(batch["image"]))
@@ -90,7 +94,7 @@ class ImageEmbedding(Conditioner):
         x, _ = batch["conditioning_image"] if "conditioning_image" in batch else self.degrade(batch)
         vector = self.features(to_uint8(x))
         if vector.shape[1] != self.vector_dim:
-            raise UserError(f"the features have {vector.shape[1]} values, ImageEmbedding's dim is {self.vector_dim}: set it to that")
+            raise UserError(f"the features have {vector.shape[1]} values, ImageEmbedding's dim is {self.vector_dim}: leave it out")
         return Cond(F.normalize(vector, dim=1) * self.vector_dim**0.5)
 
     def null(self, batch: Batch) -> Cond:

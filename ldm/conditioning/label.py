@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.interfaces import Batch, ClassInput, Cond, Conditioner
+from ldm.interfaces import Batch, ClassInput, Cond, Conditioner, required
 
 
 class Unconditional(Conditioner):
@@ -22,8 +22,9 @@ class Unconditional(Conditioner):
 class ClassLabel(Conditioner):
     """A learned vector (dim) per class and one for "no class"; batch["label"] (B,) int64, -1 where an image has none."""
 
-    def __init__(self, num_classes: int, dim: int = 128) -> None:
+    def __init__(self, num_classes: int | None = None, dim: int = 128) -> None:
         super().__init__()
+        num_classes = required(num_classes, "ClassLabel's num_classes")
         if num_classes < 1:
             raise UserError(f"num_classes is {num_classes}; a class-conditional model needs at least 1")
         self.inputs, self.vector_dim = {"class": ClassInput(num_classes)}, dim

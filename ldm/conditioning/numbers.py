@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.interfaces import AUGMENTED, Batch, Cond, Conditioner, NumberInput
+from ldm.interfaces import AUGMENTED, Batch, Cond, Conditioner, NumberInput, required
 from ldm.nn.attention import timestep_embedding
 
 
@@ -15,12 +15,14 @@ class Numbers(Conditioner):
     """Each attribute as a vector of `dim` sines and cosines of its place in its range, or zeros where an image has none; the null is zeros.
 
     ranges: the attributes' names, in batch["numbers"], and their least and greatest values; others within reason work, too.
+    None: those of the training images.
     """
 
     _device: Tensor  # () that moves with the module
 
-    def __init__(self, ranges: Mapping[str, Sequence[float]], dim: int = 64) -> None:
+    def __init__(self, ranges: Mapping[str, Sequence[float]] | None = None, dim: int = 64) -> None:
         super().__init__()
+        ranges = required(ranges, "Numbers' ranges")
         for name, bounds in ranges.items():
             if len(bounds) != 2 or not bounds[0] < bounds[1]:
                 raise UserError(f"the range of {name} is {list(bounds)}; give its least and its greatest value")

@@ -2,7 +2,7 @@
 
 import hashlib
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ldm.errors import UserError
 from ldm.interfaces import Batch, Cond, Conditioner, TextInput
 from ldm.nn.pretrained import Frozen
 
+TOGETHER = 64  # texts that are encoded at once
 KEPT = 20_000  # texts whose encoding is kept in memory
 SAID, ALIKE = "a red heart", 0.99  # a text that tells encoders apart, and the cosine of what one encoder makes of it anywhere
 
@@ -68,17 +70,36 @@ class Text(Conditioner):
             self._store.put(text, found := self._encoded(text, self.max_tokens))
         return found
 
-    @torch.no_grad()
+    def remember(self, texts: Sequence[str]) -> None:
+        """Those that are not kept yet, of equal lengths together: without padding they come out as one by one."""
+        if self._store is None:
+            return
+        missing, by_length = [text for text in dict.fromkeys(["", *texts]) if self._store.get(text) is None], dict[int, list[str]]()
+        for text in missing:
+            by_length.setdefault(len(self.tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"]), []).append(text)
+        with tqdm(total=len(missing), desc="Texts", unit="text", disable=len(missing) < TOGETHER) as bar:
+            for alike in by_length.values():
+                for start in range(0, len(alike), TOGETHER):
+                    some = alike[start : start + TOGETHER]
+                    for text, states in zip(some, self._states_of(some, self.max_tokens), strict=True):
+                        self._store.put(text, states)
+                    bar.update(len(some))
+
     def _encoded(self, text: str, most: int) -> Tensor:
+        return self._states_of([text], most)[0]
+
+    @torch.no_grad()
+    def _states_of(self, texts: list[str], most: int) -> Tensor:
+        """(B,L,D) of texts of L tokens each, on the CPU, in 16 bits."""
         device = self.sign.device
-        tokens = self.tokenizer(text, truncation=True, max_length=most, return_tensors="pt").to(device)
+        tokens = self.tokenizer(texts, truncation=True, max_length=most, return_tensors="pt").to(device)
         with torch.autocast(device.type, enabled=False):
             states, pooled = self.network((tokens["input_ids"], tokens["attention_mask"]))
         if self.vector == "pooled":
             if pooled is None:
                 raise UserError("this text encoder has no pooled vector: set the conditioner's vector to mean")
             states = torch.cat([pooled[:, None], states], dim=1)
-        return states[0].half().cpu()
+        return states.half().cpu()
 
     def _encode(self, texts: list[str]) -> Cond:
         states = [self._kept(text) for text in texts]

@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -15,31 +16,62 @@ from ldm.registry import current_arguments, current_path
 _PACKAGE = Path(__file__).parent.parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"  # installed, or a clone
 
+NUM_CLASSES = "--model.conditioner.num_classes"
+OLD_OPTIONS = {"--model.drop": "--model.cond_drop_prob"}  # on Lightning's command line
+
 
 def find_configs(arguments: list[str]) -> list[str]:
-    """The command line with the files after -c, --config and --config= as paths; a name is a file here or one of the package's."""
+    """The command line with the files after -c, --config and --config= as paths, each after those that it builds on.
+
+    A name is a file here or one of the package's.  Options are in today's names.
+    """
     found: list[str] = []
     for argument in arguments:
         if found and found[-1] in ("-c", "--config"):
-            found.append(str(find_config(argument)))
+            found[-1:] = [part for path in find_config(argument) for part in ("-c", str(path))]
         elif argument.startswith("--config="):
-            found += ["--config", str(find_config(argument.partition("=")[2]))]
+            found += [part for path in find_config(argument.partition("=")[2]) for part in ("-c", str(path))]
         else:
-            found.append(argument)
-    return found
+            found.append(_todays_option(argument))
+    return _without_number_of_classes(found)
 
 
-def find_config(name: str) -> Path:
-    """The file that -c NAME means, or a copy of it in today's names; a UserError where there is none, or none in YAML."""
+def _without_number_of_classes(arguments: list[str]) -> list[str]:
+    """Without the option that earlier versions needed where today the conditioner itself follows from the data."""
+    at = [i for i, one in enumerate(arguments) if one.startswith(NUM_CLASSES)]
+    files = [read_yaml(Path(path)) for flag, path in pairwise(arguments) if flag == "-c"]
+    parts = [((file or {}).get("model") or {}).get("init_args") or {} for file in files]
+    if not at or any(one.partition("=")[0] == "--model.conditioner" for one in arguments) or any("conditioner" in one for one in parts):
+        return arguments
+    print(f"ldm: {NUM_CLASSES} follows from the data, as the conditioner does: leave it out", file=sys.stderr)
+    return arguments[: at[0]] + arguments[at[0] + 1 + ("=" not in arguments[at[0]]) :]
+
+
+def _todays_option(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    if name not in OLD_OPTIONS:
+        return argument
+    print(f"ldm: {name} is the old spelling: write {OLD_OPTIONS[name]}", file=sys.stderr)
+    return f"{OLD_OPTIONS[name]}{equals}{value}"
+
+
+def find_config(name: str) -> list[Path]:
+    """The file that -c NAME means, after the ones that its `base` names; copies where they are in names of earlier versions.
+
+    A UserError where there is none, or none in YAML.
+    """
     path = _path_of(name)
     content = read_yaml(path)
     today = _in_todays_names(content, str(path))
+    if not isinstance(today, dict):
+        return [path]
+    below = find_config(str(base)) if (base := today.pop("base", None)) is not None else []
     if today == content:
-        return path
+        return [*below, path]
     with NamedTemporaryFile("w", suffix=".yaml", delete=False, encoding="utf-8") as file:
         yaml.safe_dump(today, file, sort_keys=False)
     atexit.register(os.unlink, file.name)
-    return Path(file.name)
+    return [*below, Path(file.name)]
 
 
 def _path_of(name: str) -> Path:
@@ -57,6 +89,9 @@ def _in_todays_names(value: Any, file: str) -> Any:
     if not isinstance(value, dict):
         return value
     found = {key: _in_todays_names(item, file) for key, item in value.items()}
+    if isinstance(value.get("model"), dict) and "drop" in (found["model"].get("init_args") or {}):
+        found["model"]["init_args"]["cond_drop_prob"] = found["model"]["init_args"].pop("drop")
+        print(f"ldm: {file} has the old name drop: write cond_drop_prob", file=sys.stderr)
     if isinstance(name := found.get("class_path"), str) and (today := current_path(name)) != name:
         print(f"ldm: {file} has the old name {name}: write {today}", file=sys.stderr)
         found["class_path"] = today

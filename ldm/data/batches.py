@@ -66,7 +66,8 @@ class Keyed(Dataset):
             return {"id": []}
         batch: Batch = {"position": [key.position for key in wanted]}
         if self.cache is not None:
-            batch["moments"], batch["position"] = self.cache[[int(key.mirrored) for key in wanted], batch["position"]]
+            arrays, batch["position"] = self.cache[[int(key.mirrored) for key in wanted], batch["position"]]
+            batch |= arrays
         told = self._images(batch, wanted) if self.cache is None or self.with_images else []
         records, indices = self.images.records, self.indices[batch["position"]].tolist()
         batch["id"] = [records.ids[index] for index in indices]

@@ -4,21 +4,23 @@ import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
-from tqdm import tqdm
 
 from ldm.data.audio import WaveImages
 from ldm.data.augment import Augment
 from ldm.data.batches import Keyed
-from ldm.data.cache import LatentCache
+from ldm.data.cache import LatentCache, Place
 from ldm.data.clips import ClipImages
+from ldm.data.encoding import Encoding
 from ldm.data.images import Crop, DigitImages, EmojiImages, Images, SourceImages
 from ldm.data.order import HeldOutOrder, Order
 from ldm.data.pixels import Resize
@@ -26,7 +28,7 @@ from ldm.data.report import sentences
 from ldm.data.sources.arrays import Depth
 from ldm.errors import UserError
 from ldm.interfaces import Batch, TrainingData
-from ldm.ranges import ValueRange, to_float
+from ldm.ranges import ValueRange
 
 
 def _as_is(batch: Any) -> Any:
@@ -38,7 +40,8 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
 
     val_fraction is held out, chosen by split_seed and the images' names, unless the layout has a split; mirror flips half of
     the training images; augment: transforms of torchvision.transforms.v2, each for augment_share of the images; cache: folder
-    for latents (null: stage 2 encodes every batch anew); max_damaged: unreadable images to skip before giving up.
+    for latents (null: stage 2 encodes every batch anew), cache_on: where they are read from, `memory` and `device` hold all
+    of them and need no num_workers; max_damaged: unreadable images to skip before giving up.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         max_damaged: int = 10,
         augment: Sequence[Transform] = (),
         augment_share: float = 1.0,
+        cache_on: Place = "disk",
     ) -> None:
         super().__init__()
         if not 0 < augment_share <= 1:
@@ -62,11 +66,12 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
             raise UserError(f"data.size is {size} and data.batch_size {batch_size}; both must be at least 1")
         self.size, self.batch_size, self.mirror, self.seed = size, batch_size, mirror, seed
         self.val_fraction, self.split_seed, self.num_workers = val_fraction, split_seed, num_workers
-        self.cache, self.max_damaged = cache, max_damaged
+        self.cache, self.cache_on, self.max_damaged = cache, cache_on, max_damaged
         self.augment = Augment(augment, augment_share) if augment else None
         self.damaged: set[str] = set()
         self._sets: tuple[Keyed, Keyed] | None = None
         self._told = False
+        self.cache_action: Literal["fill", "check", "prune"] = "fill"  # what `ldm encode` does with the cache
 
     @property
     def varies(self) -> bool:
@@ -95,8 +100,17 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         return self.sets[0].images.records.has_texts
 
     @property
-    def numbers(self) -> list[str]:  # type: ignore[override]
-        return sorted([*self.sets[0].images.records.numbers, *(self.augment.names if self.augment else [])])
+    def texts(self) -> Sequence[str]:  # type: ignore[override]
+        return self.sets[0].images.records.texts
+
+    @cached_property
+    def ranges(self) -> dict[str, tuple[float, float]]:  # type: ignore[override]
+        """Of the training images."""
+        train, found = self.sets[0], dict[str, tuple[float, float]]()
+        for name, column in train.images.records.numbers.items():
+            if not np.isnan(values := column[train.indices]).all():
+                found[name] = float(np.nanmin(values)), float(np.nanmax(values))
+        return dict(sorted([*found.items(), *((name, (0.0, 1.0)) for name in (self.augment.names if self.augment else []))]))
 
     @property
     def channels(self) -> int:  # type: ignore[override]
@@ -144,12 +158,17 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=self._workers(dataset),
+            persistent_workers=self._workers(dataset) > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_as_is,
             **options,
         )
+
+    def _workers(self, dataset: Keyed) -> int:
+        """Processes of a loader: none where batches are in memory already."""
+        held = dataset.cache is not None and dataset.cache.on != "disk" and not dataset.with_images
+        return 0 if held else self.num_workers
 
     def _batches_done(self) -> int:
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
@@ -181,36 +200,28 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
     def rank_batches(self) -> Iterator[Batch]:
         (world, rank), train = self._ranks(), self.sets[0]
         mine = HeldOutOrder(len(train), world, rank, self.batch_size, train.groups().buckets).positions
-        for start in range(0, len(mine), self.batch_size):
-            batch = train.__getitems__(mine[start : start + self.batch_size].tolist())
+        yield from self._blocks([mine[start : start + self.batch_size].tolist() for start in range(0, len(mine), self.batch_size)])
+
+    def _blocks(self, blocks: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        """Batches of these positions of the training set, by the loader's processes."""
+        loader = DataLoader(self.sets[0], batch_sampler=blocks, num_workers=self._workers(self.sets[0]), collate_fn=_as_is)  # type: ignore[arg-type]
+        for batch in loader:
             if batch["id"]:
                 yield self.on_after_batch_transfer(batch, 0)
-
-    def _cache_key(self, key: str) -> str:
-        train = self.sets[0]
-        return hashlib.sha256(f"{key} {train.images.fingerprint()}".encode() + train.indices.tobytes()).hexdigest()
 
     def cache_latents(self, moments: Callable[[Tensor], Tensor], key: str, device: torch.device) -> None:
         if self.cache is None or self.trainer is None:
             return
-        train, strategy, (world, rank) = self.sets[0], self.trainer.strategy, self._ranks()
-        cache = LatentCache(self.cache, self._cache_key(key))
-        if not strategy.broadcast(cache.complete):
-            if rank == 0:
-                cache.create((2, len(train), *moments(to_float(train.read(0)[0][None].to(device))).shape[1:]))
-            strategy.barrier("latent cache created")
-            with tqdm(total=len(train), desc="Encoding", unit="img", disable=rank > 0) as bar:
-                for number, batch in enumerate(self.rank_batches()):
-                    images = to_float(batch["image"].to(device))
-                    both = torch.stack([moments(images), moments(images.flip(-1))])
-                    wanted = range(len(train))[rank::world][number * self.batch_size :][: len(images)]
-                    cache.write(wanted, batch["position"], both)
-                    bar.update(len(images) * world)
-            strategy.barrier("latent cache filled")
-            if rank == 0:
-                cache.finish()
-            strategy.barrier("latent cache complete")
-        train.cache = cache
+        train = self.sets[0]
+        train.cache, key = None, hashlib.sha256(f"{key} {train.images.fingerprint()}".encode() + train.indices.tobytes()).hexdigest()
+        encoding = Encoding(self.cache, key, train, self._blocks, self.trainer.strategy, device, self.batch_size)
+        if self.cache_action == "check":
+            print(encoding.check({"moments": moments}))
+        else:
+            encoding.fill({"moments": moments})
+        if self.cache_action == "prune":
+            encoding.prune()
+        train.cache = LatentCache(self.cache, key, self.cache_on, device)
 
 
 class Emoji(ImageData):

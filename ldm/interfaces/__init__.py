@@ -40,12 +40,13 @@ from ldm.interfaces.diffusion import (
     Sampler,
     TimeSampler,
 )
+from ldm.interfaces.factory import Factory, argument, built, class_of, required
 from ldm.interfaces.sampling import Task, TaskInput
 
 __all__ = [
-    "AUGMENTED",
-    "Adversary", "Autoencoder", "AutoencoderLoss", "Batch", "Bottleneck", "BottleneckOutput", "Buildable", "ClassInput", "Classifier",
-    "Cond", "Condition", "Conditioner", "ConditioningImage", "Corruption", "Denoise", "Denoiser", "Discriminator", "Features", "Guidance",
-    "ImageInput", "Input", "Network", "Noise", "NoiseSchedule", "NumberInput", "Objective", "Posterior", "Predict", "Reconstruction",
-    "ReconstructionMetric", "Sampler", "Task", "TaskInput", "TextInput", "TimeSampler", "TrainingData",
+    "AUGMENTED", "Adversary", "Autoencoder", "AutoencoderLoss", "Batch", "Bottleneck", "BottleneckOutput", "Buildable", "ClassInput",
+    "Classifier", "Cond", "Condition", "Conditioner", "ConditioningImage", "Corruption", "Denoise", "Denoiser", "Discriminator",
+    "Factory", "Features", "Guidance", "ImageInput", "Input", "Network", "Noise", "NoiseSchedule", "NumberInput", "Objective",
+    "Posterior", "Predict", "Reconstruction", "ReconstructionMetric", "Sampler", "Task", "TaskInput", "TextInput", "TimeSampler",
+    "TrainingData", "argument", "built", "class_of", "required",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Conditions: what a model may be told, as typed values with names."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -98,6 +98,9 @@ class Conditioner(Buildable, nn.Module, ABC):
 
     def cache_in(self, folder: str) -> None:
         """Keep in this folder, from now on, what is costly and needed again and again, such as the states of texts."""
+
+    def remember(self, texts: Sequence[str]) -> None:
+        """Encode these texts now, where the conditioner takes texts and has a folder to keep them in."""
 
     @abstractmethod
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:

@@ -1,7 +1,7 @@
 """What stage 2 asks of a data module."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,9 +15,11 @@ class TrainingData(ABC):
 
     classes: list[str]
     has_texts: bool  # whether any image has one
-    numbers: list[str]  # the numeric attributes of any image
+    texts: Sequence[str] = ()  # all of them
+    ranges: Mapping[str, tuple[float, float]]  # the numeric attributes of any image, and their least and greatest values
     size: int
-    channels: int  # of the images
+    channels: int  # of the images; of clips: of all frames
+    frames: int = 1  # of clips
     window: tuple[float, float] | None = None  # values of images with more than 8 bits that are black and white
     values: ValueRange = ValueRange()  # what black and white are in the units of the data
     buckets: Sequence[tuple[int, int]] = ()  # heights and widths of the images, where they have several
@@ -30,7 +32,7 @@ class TrainingData(ABC):
     @abstractmethod
     def cache_latents(self, moments: Callable[[Tensor], Tensor], key: str, device: torch.device) -> None:
         """Where a cache is configured: write moments(x) of every training image and its mirror image once, all ranks
-        together (key: the autoencoder's hash), and load from it from now on."""
+        together (key: of what makes them), and load from it from now on."""
 
     @abstractmethod
     def rank_batches(self) -> Iterator[Batch]:

@@ -23,7 +23,7 @@ class LatentDiffusion(Buildable, nn.Module):
         if network.in_channels != autoencoder.channels:
             raise UserError(
                 f"the network takes {network.in_channels} latent channels, the first stage makes {autoencoder.channels}: "
-                f"set the network's in_channels to {autoencoder.channels // network.frames} or train another first stage"
+                f"leave the network's in_channels out, or train a first stage for it"
             )
         for size in ("vector_dim", "token_dim", "concat_channels"):
             takes, makes = getattr(network, size), getattr(conditioner, size)
@@ -31,7 +31,8 @@ class LatentDiffusion(Buildable, nn.Module):
                 what = {"vector_dim": "vectors of {} values", "token_dim": "tokens of {} values"}.get(size, "images of {} channels")
                 wanted = makes // network.frames if size == "concat_channels" else makes
                 raise UserError(
-                    f"the network takes condition {what.format(takes)}, the conditioner makes {makes}: set the network's {size} to {wanted}"
+                    f"the network takes condition {what.format(takes)}, the conditioner makes {makes}: "
+                    f"leave the network's {size} out, which follows ({wanted})"
                 )
         self.latents = LatentSpace(autoencoder)
         self.denoiser = Denoiser(network, schedule, prediction)
@@ -73,7 +74,7 @@ class NoisyClassifier(Buildable, nn.Module):
         if network.in_channels != autoencoder.channels:
             raise UserError(
                 f"the network takes {network.in_channels} latent channels, the latents have {autoencoder.channels}: "
-                f"set the network's in_channels to {autoencoder.channels}"
+                f"leave the network's in_channels out, which follows ({autoencoder.channels})"
             )
         self.latents, self.network, self.schedule = LatentSpace(autoencoder), network, schedule
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm import interfaces
-from ldm.interfaces import Cond
+from ldm.interfaces import Cond, required
 from ldm.nn.attention import SelfAttention, timestep_embedding
 from ldm.nn.blocks import ResBlock, group_norm
 from ldm.nn.unet import EPS, Stage, descent
@@ -17,8 +17,8 @@ class UNetClassifier(interfaces.Classifier):
 
     def __init__(
         self,
-        in_channels: int,
-        num_classes: int,
+        in_channels: int | None = None,
+        num_classes: int | None = None,
         channels: int = 64,
         multipliers: Sequence[int] = (1, 2, 2),
         num_blocks: int = 1,
@@ -27,6 +27,8 @@ class UNetClassifier(interfaces.Classifier):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        in_channels = required(in_channels, "the classifier's in_channels")
+        num_classes = required(num_classes, "the classifier's num_classes")
         self.in_channels, self.num_classes, self.channels = in_channels, num_classes, channels
         embed_dim = 4 * channels
 

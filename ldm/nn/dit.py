@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm.errors import UserError
-from ldm.interfaces import Cond, Network
+from ldm.interfaces import Cond, Network, required
 from ldm.nn.attention import timestep_embedding
 from ldm.nn.blocks import zero
 
@@ -92,13 +92,13 @@ class DiT(Network):
 
     def __init__(
         self,
-        in_channels: int,
+        in_channels: int | None = None,
         dim: int = 384,
         depth: int = 12,
         heads: int = 6,
         patch: int = 2,
-        vector_dim: int = 0,
-        concat_channels: int = 0,
+        vector_dim: int | None = None,
+        concat_channels: int | None = None,
         position: Literal["sincos", "rope"] = "sincos",
         qk_norm: bool = False,
         swiglu: bool = False,
@@ -106,6 +106,7 @@ class DiT(Network):
         recompute: bool = False,
     ) -> None:
         super().__init__()
+        in_channels, vector_dim, concat_channels = required(in_channels, "the DiT's in_channels"), vector_dim or 0, concat_channels or 0
         if dim % heads or dim // heads % 4 or dim % 4:
             raise UserError(f"a DiT of width {dim} with {heads} heads; allowed are heads of a multiple of 4 channels that fill the width")
         self.in_channels, self.vector_dim, self.dim, self.patch = in_channels, vector_dim, dim, patch

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ldm.errors import UserError
 from ldm.frames import merge_frames, split_frames
-from ldm.interfaces import Cond, Network
+from ldm.interfaces import Cond, Network, required
 from ldm.nn.attention import SelfAttention, SpatialTransformer, timestep_embedding
 from ldm.nn.blocks import Downsample, NormActConv, ResBlock, Upsample
 from ldm.nn.frames import FrameMixing
@@ -61,28 +61,31 @@ class UNet(Network):
     heads of head_channels; recompute: stages keep only their input and run again in backward.
     frames: T > 1 for clips (B, T * in_channels, h, w): self-attention sees all frames, FrameMixing ends every stage, and the time
     embedding says which frame it is; the last two begin as nothing, so that frames that are alike come out as by a UNet of images.
+    DiffusionStage fills in what is None: in_channels, vector_dim, token_dim, concat_channels, frames.
     """
 
     def __init__(
         self,
-        in_channels: int,
+        in_channels: int | None = None,
         channels: int = 128,
         multipliers: Sequence[int] = (1, 2, 4),
         num_blocks: int = 2,
         attention_levels: Sequence[int] = (1, 2),
         head_channels: int = 64,
-        vector_dim: int = 0,
-        token_dim: int = 0,
-        concat_channels: int = 0,
+        vector_dim: int | None = None,
+        token_dim: int | None = None,
+        concat_channels: int | None = None,
         scale_shift: bool = True,
         dropout: float = 0.0,
         patch: int = 1,
         heads: int = 0,
         learn_variance: bool = False,
         recompute: bool = False,
-        frames: int = 1,
+        frames: int | None = None,
     ) -> None:
         super().__init__()
+        in_channels, frames = required(in_channels, "the UNet's in_channels"), 1 if frames is None else frames
+        vector_dim, token_dim, concat_channels = vector_dim or 0, token_dim or 0, concat_channels or 0
         if bad := [level for level in attention_levels if not 0 <= level < len(multipliers)]:
             raise UserError(f"attention_levels has {bad[0]}; the UNet's levels are 0 to {len(multipliers) - 1}")
         if frames < 1:

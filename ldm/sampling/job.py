@@ -1,8 +1,6 @@
 """A folder of pictures: what is pending in it, who may write, its manifest and its grid."""
 
 import json
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import Tensor
 from ldm.data.sources.trees import MANIFEST
 from ldm.data.transforms import grid
 from ldm.errors import UserError
+from ldm.locking import lock
 from ldm.model_folder import write_atomically
 from ldm.sampling.request import SampleRequest
 from ldm.sampling.settings import settings_in, to_json
@@ -84,7 +83,7 @@ class OutputFolder:
     def locked(self) -> Iterator[None]:
         """While this process alone reads and writes the folder; a lock of the operating system, which ends with its process."""
         with (self.folder / LOCK).open("a") as file:
-            _lock(file)
+            lock(file)
             yield
 
     def _is_there(self, request: SampleRequest) -> bool:
@@ -119,20 +118,3 @@ class OutputFolder:
             height, width = alike[0].shape[1:]
             columns = columns or max(1, round((len(alike) * height / width) ** 0.5))
             write_atomically(self.folder / GRID, png(grid(torch.stack(alike), columns), {"grid": len(alike)}))
-
-
-def _lock(file: Any) -> None:
-    """An exclusive lock until the file is closed; waits for another process."""
-    if os.name == "posix":
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX)
-    else:  # pragma: no cover  Windows
-        import msvcrt
-
-        while True:
-            try:
-                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined]
-                return
-            except OSError:
-                time.sleep(0.1)

@@ -95,6 +95,7 @@ def plan(loaded: Loaded, options: SampleOptions, default_n: int = 4) -> Plan:
         raise UserError(f"{what} have one class or prompt, several were given: choose one")
     negative = None if options.negative is None else as_condition(inputs, names, options.negative)
     _require_effect(model, config, options, conditions)
+    notes += _notes_on_null(loaded, config, conditions, bool(images))
     requests = []
     for i, condition in enumerate(conditions):
         image = images[i % len(images)] if images else None
@@ -237,6 +238,18 @@ def _notes_on_size(loaded: Loaded, config: SamplingConfig, images: Sequence[Inpu
     if height < trained[0] and width < trained[1]:
         return [f"{what}, look worse: give --size {trained[1]}x{trained[0]}"]
     return []
+
+
+def _notes_on_null(loaded: Loaded, config: SamplingConfig, conditions: Sequence[Condition], has_image: bool) -> list[str]:
+    """A sentence where "no condition" plays a part which the model never learned."""
+    guided = getattr(config.guidance, "scale", 1.0) != 1 and config.guidance.companion is None
+    learned = loaded.card.get("cond_drop_prob", 1.0) or not loaded.model.conditioner.inputs
+    if learned or not (guided or (not has_image and not all(conditions))):
+        return []
+    return [
+        "this model never learned to do without its condition (it was trained with cond_drop_prob 0), and guidance leads away from just "
+        "that: give a condition and --guidance 1, or train with --model.cond_drop_prob 0.1"
+    ]
 
 
 def _is_deterministic(sampler: Sampler) -> bool:

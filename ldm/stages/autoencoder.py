@@ -10,11 +10,11 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from ldm import model_folder
 from ldm.errors import UserError
-from ldm.interfaces import Adversary, Autoencoder, AutoencoderLoss, Batch, ReconstructionMetric
+from ldm.interfaces import Adversary, Autoencoder, AutoencoderLoss, Batch, Factory, ReconstructionMetric, TrainingData, built
 from ldm.ranges import to_float
 from ldm.stages.health import CodeUsage, LatentMoments
 from ldm.stages.optim import AdamW, Part, configure
-from ldm.stages.training import TrainingStage, first_stage_of, parameters_of
+from ldm.stages.training import TrainingStage, first_stage_of, parameters_of, require_channels, require_multiple
 
 Logs = dict[str, Tensor]
 SMALLEST = 6  # px on a side: half of SSIM's window, by which images are padded
@@ -26,15 +26,16 @@ class AutoencoderStage(TrainingStage):
     losses: further terms of the reconstruction error.  learn_variance: the error becomes error / exp(s) + s, s learned (LDM's logvar).
     metrics: measured on held-out images besides PSNR and SSIM.  init: model folder or checkpoint to start from.
     freeze: beginnings of parameter names that stay as they are; [encoder, quant_conv] trains the decoder alone.
+    data: what the images' channels are derived from.
     The discriminator and the generator step together, on one batch: global_step counts both as one.
     """
 
     def __init__(
         self,
-        autoencoder: Autoencoder,
+        autoencoder: Factory[Autoencoder] | Autoencoder,
         reconstruction: Literal["l1", "l2"] = "l1",
         losses: Sequence[AutoencoderLoss] = (),
-        adversary: Adversary | None = None,
+        adversary: Factory[Adversary] | Adversary | None = None,
         learn_variance: bool = False,
         metrics: Sequence[ReconstructionMetric] = (),
         init: str | None = None,
@@ -42,8 +43,12 @@ class AutoencoderStage(TrainingStage):
         optimizer: AdamW = AdamW(),  # noqa: B008  frozen
         discriminator_optimizer: AdamW | None = None,
         seed: int = 0,
+        data: TrainingData | None = None,
     ) -> None:
         super().__init__()
+        image_channels = None if data is None else data.channels
+        autoencoder = built(autoencoder, image_channels=image_channels)
+        adversary = None if adversary is None else built(adversary, image_channels=image_channels)
         self.model = autoencoder
         own = {loss.name for loss in losses if isinstance(loss, AutoencoderLoss)}
         if flattered := sorted(own & {metric.made.get("features") for metric in metrics if isinstance(metric, ReconstructionMetric)}):
@@ -65,14 +70,18 @@ class AutoencoderStage(TrainingStage):
         self.metrics, self.latents = nn.ModuleList(metrics), LatentMoments(autoencoder.channels)
         self.usage = CodeUsage(autoencoder.num_codes) if autoencoder.num_codes else None
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if self.data.size < SMALLEST:
-            raise UserError(f"data.size is {self.data.size}; stage 1 measures structural similarity, for which it is at least {SMALLEST}")
-        self.data.use_buckets(self.model.factor)
-        self.require_channels(self.model, f"set model.autoencoder.image_channels to {self.data.channels}")
+    def check(self, data: TrainingData) -> None:
+        super().check(data)
+        if data.frames > 1:
+            raise UserError(f"stage 1 learns from single frames, the data are clips of {data.frames}: add --data.frames 1")
+        if data.size < SMALLEST:
+            raise UserError(f"data.size is {data.size}; stage 1 measures structural similarity, for which it is at least {SMALLEST}")
+        data.use_buckets(self.model.factor)
+        require_multiple(data, self.model.factor, f"the autoencoder, whose factor is {self.model.factor},")
+        require_channels(data, self.model, "leave model.autoencoder.image_channels out, which follows from the data")
         if self.adversary is not None:
-            self.adversary.check(torch.zeros(1, self.data.channels, self.data.size, self.data.size, device=self.device))
+            device = next(self.adversary.parameters()).device  # not self.device, which is the GPU's before anything is there
+            self.adversary.check(torch.zeros(1, data.channels, data.size, data.size, device=device))
 
     def on_fit_start(self) -> None:
         unsynced = any(type(module) is nn.BatchNorm2d for module in self.modules())

@@ -9,37 +9,46 @@ from torch import Tensor
 from ldm import model_folder
 from ldm.diffusion.objective import Uniform
 from ldm.errors import UserError
-from ldm.interfaces import Batch, Classifier, TimeSampler
+from ldm.interfaces import Batch, Classifier, Factory, TimeSampler, TrainingData, built
 from ldm.latents.model import LatentDiffusion, NoisyClassifier
+from ldm.stages.derive import facts
 from ldm.stages.optim import AdamW, Part, configure
-from ldm.stages.training import TrainingStage, posterior_of
+from ldm.stages.training import TrainingStage, posterior_of, require_channels, require_classes
 
 
 class ClassifierStage(TrainingStage):
     """Minimises the cross-entropy of the class of z0 + sigma * noise (section 4, arXiv:2105.05233); images without a class are left out.
 
     diffusion: model folder or checkpoint of the stage 2 to be guided, whose latents and schedule the classifier takes over.
+    data: what the number of classes is derived from.
     """
 
     def __init__(
         self,
         diffusion: str,
-        network: Classifier,
+        network: Factory[Classifier] | Classifier,
         times: TimeSampler = Uniform(),  # noqa: B008  frozen
         optimizer: AdamW = AdamW(weight_decay=0.05),  # noqa: B008  frozen
         seed: int = 0,
+        data: TrainingData | None = None,
     ) -> None:
         super().__init__()
         found = model_folder.load(diffusion).model
         if not isinstance(found, LatentDiffusion):
             raise UserError(f"diffusion is {diffusion!r}, which holds a {type(found).__name__}: give a model of stage 2 (DiffusionStage)")
-        self.model = NoisyClassifier(found.latents.autoencoder, network, found.denoiser.schedule)
+        autoencoder, num_classes = found.latents.autoencoder, facts(data).get("num_classes")
+        made = built(network, in_channels=autoencoder.channels, num_classes=num_classes)
+        self.model = NoisyClassifier(autoencoder, made, found.denoiser.schedule)
         self.model.latents.load_state_dict(found.latents.state_dict())
         self.times, self.optimizer, self.seed = times, optimizer, seed
         self.held_out_loss, self.held_out_accuracy = self.mean(), self.mean()
 
+    def check(self, data: TrainingData) -> None:
+        super().check(data)
+        require_classes(data, "network", self.model.network.num_classes)
+        require_channels(data, self.model.latents.autoencoder, "give the images that the model of --model.diffusion was trained on")
+
     def on_fit_start(self) -> None:
-        self.require_classes("network", self.model.network.num_classes)
         self.cache_latents(self.model.latents)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -1,88 +1,148 @@
 """Stage 2: train the noise predictor in the frozen first stage's latents."""
 
+import warnings
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm import model_folder
+from ldm import model_folder, registry
 from ldm.conditioning.values import condition_of
 from ldm.diffusion.denoiser import Prediction
-from ldm.diffusion.schedule import Spacing
+from ldm.diffusion.guidance import CFG
+from ldm.diffusion.objective import Simple
+from ldm.diffusion.samplers import DPMSolverPP2M
+from ldm.diffusion.schedule import LDMSchedule, Spacing
 from ldm.errors import UserError
 from ldm.frames import side_by_side
-from ldm.interfaces import Autoencoder, Batch, Cond, Condition, Conditioner, Denoise, Guidance, Network, NoiseSchedule, Objective, Sampler
-from ldm.latents.clips import FrameStack
+from ldm.interfaces import (
+    Autoencoder,
+    Batch,
+    Cond,
+    Condition,
+    Conditioner,
+    Denoise,
+    Factory,
+    Guidance,
+    Network,
+    NoiseSchedule,
+    Objective,
+    Sampler,
+    TrainingData,
+    built,
+)
 from ldm.latents.model import LatentDiffusion, LatentModel, load_companion
 from ldm.ranges import to_float
 from ldm.sampling.pipeline import CHUNK_SIZE, generate
 from ldm.sampling.request import InputImage, SampleRequest, SamplingConfig, SeedNoise
+from ldm.stages.derive import COND_DROP_PROB, parts_of_stage_2, unused
 from ldm.stages.optim import AdamW, Part, configure
-from ldm.stages.training import TrainingStage, first_stage_of, posterior_of
+from ldm.stages.training import TrainingStage, first_stage_of, posterior_of, require_channels, require_classes, require_multiple
 from ldm.stages.vocabulary import tables
+
+JUDGED, POOR = 16, 20.0  # images, and PSNR in dB below which a first stage is not fit for use
 
 
 class DiffusionStage(TrainingStage):
-    """Minimises the objective; `drop` of the samples lose their condition (arXiv:2207.12598).
+    """Minimises the objective; a share `cond_drop_prob` of the samples loses its condition (arXiv:2207.12598).
 
     first_stage: model folder or checkpoint of stage 1, or of a stage 2 that holds one, or an autoencoder that has nothing to learn
-    (Pixels).  sampler, guidance, sampling_steps, spacing: of the validation pictures, and of the model's pictures unless asked otherwise.
+    (Pixels); None: that of `init`.  conditioner: None: what the data have, see stages.derive.  schedule, objective, sampler, guidance:
+    None: LDMSchedule, Simple, DPMSolverPP2M, CFG.  sampler, guidance, sampling_steps, spacing: of the validation pictures, and of the
+    model's pictures unless asked otherwise.  cond_drop_prob: None: 0.1 where there is a condition.
     init: model folder or checkpoint of a stage 2 to start from; input channels that it does not have begin as zeros, a UNet of clips as
-    one of images does.
+    one of images does.  data: what numbers that nobody gave are derived from.
     """
 
     def __init__(
         self,
-        first_stage: str | Autoencoder,
-        network: Network,
-        conditioner: Conditioner,
-        schedule: NoiseSchedule,
-        objective: Objective,
-        sampler: Sampler,
-        guidance: Guidance,
+        first_stage: str | Factory[Autoencoder] | Autoencoder | None,
+        network: Factory[Network] | Network,
+        conditioner: Factory[Conditioner] | Conditioner | None = None,
+        schedule: NoiseSchedule | None = None,
+        objective: Objective | None = None,
+        sampler: Sampler | None = None,
+        guidance: Guidance | None = None,
         prediction: Prediction = "eps",
         sampling_steps: int | list[float] = 25,
         spacing: Spacing = "trailing",
-        drop: float = 0.1,
+        cond_drop_prob: float | None = None,
         init: str | None = None,
         optimizer: AdamW = AdamW(),  # noqa: B008  frozen
         seed: int = 0,
+        data: TrainingData | None = None,
     ) -> None:
         super().__init__()
-        autoencoder = first_stage if isinstance(first_stage, Autoencoder) else first_stage_of(first_stage)
-        if network.frames > 1 and not isinstance(autoencoder, FrameStack):
-            autoencoder = FrameStack(autoencoder, network.frames)
-        self.model = LatentDiffusion(autoencoder, network, conditioner, schedule, prediction)
+        if (first_stage := first_stage or init) is None:
+            raise UserError("first_stage is missing: give a model folder of stage 1, or init")
+        image_channels = None if data is None else data.channels // data.frames
+        if isinstance(first_stage, str):  # the name of a part, or the path of a model
+            first_stage = registry.parts(Autoencoder, ("autoencoder",)).get(first_stage) or first_stage_of(first_stage)  # type: ignore[type-abstract]
+        autoencoder = built(first_stage, image_channels=image_channels)
+        parts = parts_of_stage_2(autoencoder, network, conditioner, data)
+        self.model = LatentDiffusion(*parts, schedule or LDMSchedule(), prediction)
         if init is not None:
             self.inherited = start_from(self.model, init)
-        self.objective, self.drop, self.optimizer, self.seed = objective, drop, optimizer, seed
-        self.sampling, self.held_out_loss = SamplingConfig(sampler, guidance, sampling_steps, spacing), self.mean()
+        self.cond_drop_prob = COND_DROP_PROB * bool(self.model.conditioner.inputs) if cond_drop_prob is None else cond_drop_prob
+        if not 0 <= self.cond_drop_prob <= 1:
+            raise UserError(f"cond_drop_prob is {self.cond_drop_prob}; allowed is 0 to 1")
+        self.objective, self.optimizer, self.seed = objective or Simple(), optimizer, seed
+        chosen = sampler or DPMSolverPP2M(), guidance or CFG()
+        self.sampling, self.held_out_loss = SamplingConfig(*chosen, sampling_steps, spacing), self.mean()
         self._teacher_model: tuple[LatentModel, SamplingConfig] | None = None  # a tuple hides it from state_dict
 
     @property
     def num_classes(self) -> int:
         return self.model.conditioner.num_classes
 
-    def on_fit_start(self) -> None:
-        """Cache the latents, if the data module has a cache; measure them, unless a checkpoint brought the statistics."""
-        latents, frames = self.model.latents, self.model.denoiser.network.frames
-        clips = f"this network makes clips of {frames} frames: use -c data/clips.yaml with --data.frames {frames}"
-        self.data.use_buckets(latents.autoencoder.factor * self.model.denoiser.network.multiple)
-        self.require_channels(latents.autoencoder, clips if frames > 1 else "train a first stage on such images")
-        if classes := self.model.conditioner.num_classes:
-            self.require_classes("conditioner", classes, ", or use the conditioner Unconditional")
-        if self.model.conditioner.takes_text and not self.data.has_texts:
+    def check(self, data: TrainingData) -> None:
+        super().check(data)
+        conditioner, network, autoencoder = self.model.conditioner, self.model.denoiser.network, self.model.latents.autoencoder
+        clips = f"this network makes clips of {network.frames} frames: use -c data/clips.yaml with --data.frames {network.frames}"
+        require_channels(data, autoencoder, clips if network.frames > 1 else "train a first stage on such images")
+        data.use_buckets(autoencoder.factor * network.multiple)
+        both = f"the first stage, whose factor is {autoencoder.factor}, with this network"
+        require_multiple(data, autoencoder.factor * network.multiple, both)
+        if conditioner.num_classes:
+            require_classes(data, "conditioner", conditioner.num_classes)
+        if conditioner.takes_text and not data.has_texts:
             raise UserError(
                 "the conditioner Text needs a text for each image, the data has none: add metadata.jsonl with file_name and text"
             )
-        if missing := set(self.model.conditioner.numbers) - set(self.data.numbers):
+        if missing := set(conditioner.numbers) - set(data.ranges):
             raise UserError(
                 f"the conditioner Numbers takes {', '.join(sorted(missing))}, which no image has; "
-                f"the data's metadata have {', '.join(self.data.numbers) or 'no numeric attributes'}"
+                f"the data's metadata have {', '.join(data.ranges) or 'no numeric attributes'}"
             )
+        for path in filter(None, (self.objective.teacher, self.sampling.guidance.companion)):
+            model_folder.find(path)
+
+    @torch.no_grad()
+    def _judge_first_stage(self) -> None:
+        """Say how well the first stage reconstructs some of these images: no sample of stage 2 is sharper."""
+        latents, batch = self.model.latents, next(iter(self.data.rank_batches()), None)
+        if not self.trainer.is_global_zero or batch is None or latents.autoencoder.pixels:
+            return
+        x = to_float(batch["image"][:JUDGED].to(self.device))
+        error = (latents.autoencoder.decode(latents.autoencoder.encode(x).mode()).clamp(-1, 1) - x).square().flatten(1).mean(1)
+        psnr = float((10 * torch.log10(4 / error.clamp(min=1e-10))).mean())
+        print(f"the first stage reconstructs {len(x)} of the training images with {psnr:.1f} dB PSNR")
+        if psnr < POOR:
+            warnings.warn(
+                f"{psnr:.1f} dB is poor, and no picture will be better than that: train the first stage on these images, or for longer "
+                "(-c autoencoder/...)", stacklevel=2,
+            )  # fmt: skip
+
+    def on_fit_start(self) -> None:
+        """Cache the latents, if the data module has a cache; measure them, unless a checkpoint brought the statistics."""
+        latents = self.model.latents
+        if rest := unused(self.data, self.model.conditioner):
+            self._say(f"not used as a condition: {rest}")
+        self._judge_first_stage()
         if self.data.cache is not None:
             self.model.conditioner.cache_in(self.data.cache)
+            self.model.conditioner.remember(self.data.texts[self.global_rank :: self.trainer.world_size])
         self.data.with_images = self.model.conditioner.image is not None
         self.cache_latents(latents)
         if not latents.measured:
@@ -113,7 +173,8 @@ class DiffusionStage(TrainingStage):
         sums = torch.zeros(3, latents.autoencoder.channels, dtype=torch.float64, device=self.device)
         generator = torch.Generator().manual_seed(self.seed + self.global_rank)
         for batch in self.data.rank_batches():
-            posterior = posterior_of(latents, self._to_device(batch))
+            with self.trainer.precision_plugin.forward_context():
+                posterior = posterior_of(latents, self._to_device(batch))
             mode = posterior.mode()
             z = posterior.sample(torch.randn(mode.shape, generator=generator).to(mode)).double()
             sums += torch.stack([z.sum((0, 2, 3)), z.square().sum((0, 2, 3)), torch.full_like(sums[0], z[:, 0].numel())])
@@ -151,7 +212,7 @@ class DiffusionStage(TrainingStage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.seed_step(batch_idx)
-        loss = self._loss(batch, self.drop).mean()
+        loss = self._loss(batch, self.cond_drop_prob).mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["id"]))
         return loss
 
@@ -199,7 +260,7 @@ class DiffusionStage(TrainingStage):
 
     def card(self) -> dict[str, Any]:
         """How the validation pictures were sampled is how `ldm sample` samples unless told otherwise."""
-        return {**super().card(), "sampling": self.sampling.described()}
+        return {**super().card(), "sampling": self.sampling.described(), "cond_drop_prob": self.cond_drop_prob}
 
     def configure_optimizers(self) -> Any:
         trainable = [p for p in self.parameters() if p.requires_grad]
@@ -232,22 +293,31 @@ def start_from(model: LatentDiffusion, path: str) -> tuple[list[str], dict[str, 
 
 
 def _first_stage_asked_for(mine: dict[str, Tensor], theirs: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    """The weights of the decoder that the user asked for, where `init` has another one.
+    """The weights of the first stage that the user asked for, where `init` has another one.
 
-    UserError where the encoders differ: a network knows the latents of its own encoder alone.
+    With another encoder the latents are others, too: their statistics stay unmeasured, and the network has to learn them.  UserError
+    where they have another number of channels.
     """
     prefix = "latents.autoencoder."
     names = {name for state in (mine, theirs) for name in state if name.startswith(prefix)}
     other = {name for name in names if name not in mine or name not in theirs or not torch.equal(mine[name], theirs[name].to(mine[name]))}
     decoder = {name for name in other if name.removeprefix(prefix).startswith(("decoder", "post_quant"))}
-    if other - decoder:
+    channels = [len(state["latents.shift"]) for state in (mine, theirs)]
+    if channels[0] != channels[1]:
         raise UserError(
-            f"first_stage and init hold autoencoders with different encoders, and the network of init knows the latents of its own: "
-            f"give --model.first_stage {path} to go on in those, or leave --model.init out"
+            f"the first stage makes {channels[0]} latent channels, the network of init, {path}, works on {channels[1]}: "
+            f"give --model.first_stage {path} to go on in its latents, or leave --model.init out"
         )
-    if other:
+    if other - decoder:
+        print(
+            f"the autoencoder is that of first_stage, not that of {path}: its latents are measured anew, and the network has to learn them"
+        )
+        other |= {f"latents.{name}" for name in ("shift", "scale", "count", "size")}
+    elif other:
         print(f"the decoder is that of first_stage, not that of {path}; their encoders are the same")
-    return {name: mine[name] for name in other if name in mine}
+    for name in other - mine.keys():
+        del theirs[name]
+    return {name: mine[name] for name in other & mine.keys()}
 
 
 def _some(names: list[str], most: int = 6) -> str:

@@ -26,7 +26,10 @@ class PlainData(TrainingData):
         names = getattr(getattr(loader, "dataset", None), "classes", None)
         self.classes = [str(name) for name in names] if names else [str(i) for i in range(num_classes if "label" in first else 0)]
         self.has_texts = "text" in first and any(first["text"])
-        self.numbers = sorted({name for known in first.get("numbers", []) for name in known})
+        values = [(name, value) for known in first.get("numbers", []) for name, value in known.items()]
+        self.ranges = {
+            name: (min(v for n, v in values if n == name), max(v for n, v in values if n == name)) for name in sorted(dict(values))
+        }
 
     def cache_latents(self, moments: Callable[[Tensor], Tensor], key: str, device: torch.device) -> None:
         """A plain loader has no cache: each batch is encoded anew."""

@@ -68,24 +68,21 @@ class TrainingStage(L.LightningModule):
         """
         return MeanMetric(nan_strategy="disable")
 
-    def require_classes(self, part: str, wanted: int, hint: str = "") -> None:
-        """part: the model's one that has so many classes."""
-        found = self.data.classes
-        if wanted != len(found):
-            raise UserError(
-                f"the {part} has {wanted} classes, the data {len(found)} ({', '.join(found[:12])}): "
-                f"set model.{part}.num_classes to {len(found)}{hint}"
-            )
-
-    def require_channels(self, autoencoder: Autoencoder, hint: str) -> None:
-        """hint: what to do where the images have other ones."""
-        made, wanted = self.data.channels, autoencoder.image_channels
-        if made != wanted:
-            raise UserError(f"the images have {made} channels, the autoencoder takes {wanted}: {hint}")
+    def check(self, data: TrainingData) -> None:
+        """A UserError where the data are none for this model; called before anything is encoded or trained."""
+        if self.inherited is not None and self.num_classes:
+            require_classes(data, "conditioner", self.num_classes)
 
     def cache_latents(self, latents: LatentSpace) -> None:
-        """Where the data module has a cache: into it."""
-        self.data.cache_latents(latents.moments, model_folder.fingerprint(latents.autoencoder), self.device)
+        """Where the data module has a cache: into it, under the run's precision."""
+        precision = str(self.trainer.precision)
+
+        def moments(x: Tensor) -> Tensor:
+            with self.trainer.precision_plugin.forward_context():
+                return latents.moments(x)
+
+        made = model_folder.fingerprint(latents.autoencoder) + ("" if precision == "32-true" else f" {precision}")
+        self.data.cache_latents(moments, made, self.device)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -115,10 +112,10 @@ class TrainingStage(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Rows of the model that training starts from belong to the classes of that name."""
+        self.check(self.data)
         if self.inherited is not None:
             old, found = self.inherited
             if list(old) != self.data.classes:
-                self.require_classes("conditioner", self.num_classes)
                 state = self.model.state_dict()
                 for name, has_null in tables(self.model).items():
                     state[name].copy_(by_name(found[name], old, self.data.classes, has_null).to(state[name]))
@@ -136,7 +133,7 @@ class TrainingStage(L.LightningModule):
         if not names or old is None or len(old) == 0 or list(old) == new:
             return
         if self.num_classes:
-            self.require_classes("conditioner", self.num_classes)
+            require_classes(self.data, "conditioner", self.num_classes)
         follow(checkpoint, names, old, new)
         configured: Any = self.configure_optimizers()
         places = [p for group in configured["optimizer"].param_groups for p in group["params"]]
@@ -163,6 +160,29 @@ class TrainingStage(L.LightningModule):
         """The model's description goes into the checkpoint, so that it can be rebuilt from it alone."""
         entry = checkpoint.setdefault(model_folder.CHECKPOINT_KEY, {})
         entry |= {"model": model_folder.describe(self.model), "card": self.card()}
+
+
+def require_classes(data: TrainingData, part: str, wanted: int) -> None:
+    """part: the model's one that has so many classes."""
+    if wanted != len(data.classes):
+        raise UserError(
+            f"the {part} has {wanted} classes, the data {len(data.classes)} ({', '.join(data.classes[:12])}): "
+            f"leave model.{part}.num_classes out, which follows from the data"
+        )
+
+
+def require_channels(data: TrainingData, autoencoder: Autoencoder, hint: str) -> None:
+    """hint: what to do where the images have other channels than the autoencoder takes."""
+    if data.channels != autoencoder.image_channels:
+        raise UserError(f"the images have {data.channels} channels, the autoencoder takes {autoencoder.image_channels}: {hint}")
+
+
+def require_multiple(data: TrainingData, multiple: int, why: str) -> None:
+    """why: who needs images whose sides are multiples of so many px."""
+    if data.size % multiple and not data.buckets:
+        below, above = data.size // multiple * multiple, -(-data.size // multiple) * multiple
+        allowed = f"{below} or {above}" if below else str(above)
+        raise UserError(f"data.size is {data.size}; {why} needs a multiple of {multiple}: {allowed}")
 
 
 def posterior_of(latents: LatentSpace, batch: Batch) -> Posterior:
