@@ -22,7 +22,7 @@ TINY_AUTOENCODER = ["--model.autoencoder.channels=16", "--data.batch_size=8"]
 TINY_DIFFUSION = ["--model.network.channels=16", "--model.sampling_steps=2", "--data.batch_size=8"]
 
 
-LONG = ("two_processes", "what_a_page_says", "measures_every_case", "emoji-text", "judged_by_a_classifier")
+LONG = ("two_processes", "what_a_page_says", "measures_every_case", "judged_by_a_classifier")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

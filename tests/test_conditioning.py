@@ -25,6 +25,7 @@ from ldm.data.images import SourceImages
 from ldm.data.modes import as_tensor
 from ldm.data.transforms import as_image
 from ldm.degradations import Downscale, Grayscale
+from ldm.draws import Draws
 from ldm.interfaces import ClassInput, Cond, Conditioner, ConditioningImage, Corruption, ImageInput, NumberInput, TextInput
 from ldm.latents.model import LatentDiffusion
 from ldm.metrics.features import Features
@@ -172,7 +173,7 @@ def test_a_smaller_image_is_enlarged_and_noise_is_added_in_training_alone() -> N
     assert one.vector.shape == (3, conditioner.vector_dim)  # type: ignore[union-attr]
     assert torch.equal(one.vector, conditioner.null(batch).vector)  # type: ignore[arg-type]
     conditioner.train()
-    noisy = conditioner.encode(batch, halve)
+    noisy = conditioner.encode({**batch, "draws": Draws(range(3))}, halve)
     assert ((noisy.concat - one.concat).std((1, 2, 3)) < 0.35).all()  # type: ignore[operator]
     assert not torch.equal(noisy.vector, one.vector)  # type: ignore[arg-type]
     assert Concat(Fixed(Downscale(4))).encode(batch, halve).vector is None

@@ -18,6 +18,7 @@ from ldm.diffusion.objective import Importance, Simple
 from ldm.diffusion.samplers import Ancestral
 from ldm.diffusion.schedule import LDMSchedule, LinearSchedule
 from ldm.diffusion.variance import LearnedNoise, LearnedVariance, log_variances
+from ldm.draws import Draws
 from ldm.interfaces import Cond
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -140,8 +141,8 @@ def test_importance_keeps_the_mean_of_the_loss_and_lowers_its_variance() -> None
     denoiser = Denoiser(Function(lambda x, t, cond: x), schedule)  # type: ignore[arg-type]
     objective, z0, losses = Importance(Known(), bins=25, memory=5), torch.zeros(2000, 1, 1, 1), []
     truth = (1 + torch.arange(50, dtype=torch.float64)).square()
-    for _ in range(40):
-        noise, t = objective.draw(z0, schedule)
+    for step in range(40):
+        noise, t = objective.draw(z0, schedule, Draws(range(2000 * step, 2000 * step + 2000)))
         losses.append(objective.loss(denoiser, z0, noise, t, Cond()).double())
     assert torch.isfinite(torch.stack(losses)).all()
     found = torch.cat(losses[20:])
@@ -149,7 +150,7 @@ def test_importance_keeps_the_mean_of_the_loss_and_lowers_its_variance() -> None
     assert float(found.std()) < 0.2 * float(truth.std())
     wanted = truth.square().view(25, 2).mean(1).sqrt()
     torch.testing.assert_close(objective.chances().double(), wanted / wanted.sum(), rtol=0.1, atol=1e-3)
-    _, t = objective.draw(z0, schedule)
+    _, t = objective.draw(z0, schedule, Draws(range(2000)))
     drawn = torch.bincount((t / 2).long(), minlength=25) / len(t)
     assert float((drawn - objective.chances()).abs().max()) < 4 * math.sqrt(0.12 / 2000)
     objective.eval()
@@ -165,7 +166,7 @@ def test_a_student_of_the_oracle_ends_where_the_oracle_does() -> None:
     schedule, steps, substeps = LinearSchedule(), 4, 8
     z0, noise = normal(64, 3, 1, 1), normal(64, 3, 1, 1, seed=1)
     objective = ProgressiveDistillation(Simple(), teacher="-", steps=steps, substeps=substeps)
-    _, t = objective.draw(z0, schedule)
+    _, t = objective.draw(z0, schedule, Draws(range(64)))
     coarse, fine = schedule.steps(steps), schedule.steps(steps * substeps)
     assert set(schedule.sigma(t).tolist()) <= set(schedule.sigma(schedule.t(coarse[:-1])).tolist())
     targets: dict[str, Tensor] = {}

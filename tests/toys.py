@@ -65,7 +65,8 @@ def fake_trainer(world: int = 1, rank: int = 0, strategy: Any = None, batches_do
     current = SimpleNamespace(ready=batches_done)
     progress = SimpleNamespace(batch_progress=SimpleNamespace(current=current))
     fit_loop = SimpleNamespace(epoch_loop=progress)
-    return SimpleNamespace(world_size=world, global_rank=rank, strategy=strategy or alone, fit_loop=fit_loop)
+    found = {"world_size": world, "global_rank": rank, "strategy": strategy or alone, "fit_loop": fit_loop}
+    return SimpleNamespace(**found, accumulate_grad_batches=1)
 
 
 def epoch_of(data: ImageData, epoch: int = 0) -> list[Batch]:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.draws import Draws
 from ldm.errors import UserError
 from ldm.frames import merge_frames, split_frames
 from ldm.interfaces import Batch, Cond, Conditioner, ConditioningImage, Corruption, Features, ImageInput
@@ -58,8 +59,9 @@ class Concat(Conditioner):
             )
         level = torch.zeros(len(z), device=z.device)
         if self.noise and self.training:
-            level = self.noise * torch.rand_like(level)
-            z = z + level.view(-1, 1, 1, 1) * torch.randn_like(z)
+            draws: Draws = batch["draws"]
+            level = self.noise * draws.uniform().to(level)
+            z = z + level.view(-1, 1, 1, 1) * draws.normal(z)
         if self.takes_mask and mask is not None:
             anew = F.max_pool2d(mask, mask.shape[-1] // z.shape[-1]).repeat_interleave(self.frames, dim=0)
             z = merge_frames(torch.cat([split_frames(z, self.frames), anew], dim=1), self.frames)

@@ -60,11 +60,12 @@ class Keyed(Dataset):
 
     def __getitems__(self, keys: Sequence[tuple | int]) -> Batch:
         """Keys past the end, which keep the ranks of a validation in step, are no images; a batch of such only is empty."""
-        wanted = [Key(key) if isinstance(key, int) else Key(*key) for key in keys]
+        wanted = [Key(key, place=key) if isinstance(key, int) else Key(*key) for key in keys]
         wanted = [key for key in wanted if key.position < len(self)]
         if not wanted:
             return {"id": []}
         batch: Batch = {"position": [key.position for key in wanted]}
+        batch["draw"], batch["place"] = [key.draw for key in wanted], [key.place for key in wanted]
         if self.cache is not None:
             arrays, batch["position"] = self.cache[[int(key.mirrored) for key in wanted], batch["position"]]
             batch |= arrays

@@ -71,6 +71,7 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         self.damaged: set[str] = set()
         self._sets: tuple[Keyed, Keyed] | None = None
         self._told = False
+        self.resumed: int | None = None  # images of the epoch that a checkpoint has seen
         self.cache_action: Literal["fill", "check", "prune"] = "fill"  # what `ldm encode` does with the cache
 
     @property
@@ -140,7 +141,8 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
     def train_dataloader(self) -> DataLoader:
         train, ranks = self.sets[0], self._ranks()
         train.with_images = self.with_images
-        order = Order(len(train), *ranks, self.batch_size, self.mirror, self.seed, self._batches_done, train.groups())
+        accumulate = int(self.trainer.accumulate_grad_batches) if self.trainer else 1
+        order = Order(len(train), *ranks, self.batch_size, self.mirror, self.seed, self._images_done, train.groups(), accumulate)
         return self._loader(train, sampler=order)
 
     def val_dataloader(self) -> DataLoader:
@@ -170,8 +172,11 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         held = dataset.cache is not None and dataset.cache.on != "disk" and not dataset.with_images
         return 0 if held else self.num_workers
 
-    def _batches_done(self) -> int:
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
+    def _images_done(self) -> int:
+        """Of this epoch, by all ranks; after a resume as many as the checkpoint says, whatever the batch was then."""
+        done, self.resumed = self.resumed, None
+        ready: int = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
+        return ready * self.batch_size * self._ranks()[0] if done is None else done
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         self._count_damaged(batch.pop("damaged", []))

@@ -18,7 +18,8 @@ class Key(NamedTuple):
 
     position: int  # in the split; past its end: no image
     mirrored: bool = False
-    draw: int = 0  # chooses crops, augmentations and captions; 0: the centre, none, the first
+    draw: int = 0  # of this image at this place: chooses crops, augmentations, captions, noise; 0: the centre, none, the first
+    place: int = 0  # in the whole training
 
 
 class Groups(NamedTuple):
@@ -39,20 +40,22 @@ ALONE = Groups()
 class Order(DistributedSampler):
     """A training epoch's keys for one rank: a permutation, mirror choices and draws, from (seed, epoch) alone.
 
-    A run that resumes inside an epoch starts at `start()` batches, so it goes on with exactly the images it had not seen.
-    Every batch is of one bucket; a bucket's last batch is filled up with its first images.
+    How many ranks there are, and how a step's images fall into batches, changes none of them.  A run that resumes inside an epoch
+    starts at `start()` images, so it goes on with exactly those it had not seen.  An epoch is whole optimizer steps, of `accumulate`
+    batches each; a set smaller than one is passed through several times.  Every batch is of one bucket; a bucket's last batch is
+    filled up with its first images.
     """
 
     def __init__(
-        self, count: int, world: int, rank: int, batch_size: int, mirror: bool, seed: int, start: Callable[[], int], groups: Groups = ALONE
+        self, count: int, world: int, rank: int, batch_size: int, mirror: bool, seed: int, start: Callable[[], int],
+        groups: Groups = ALONE, accumulate: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(range(count), world, rank, seed=seed)  # type: ignore[arg-type]
         self.count, self.batch_size, self.mirror, self.start, self.groups = count, batch_size, mirror, start, groups
         share = world * batch_size
-        if groups.buckets is None:
-            self.num_samples = max(1, count // share) * batch_size
-        else:
-            self.num_samples = sum(-(-int(size) // share) for size in np.bincount(groups.buckets)) * batch_size
+        batches = count // share if groups.buckets is None else sum(-(-int(size) // share) for size in np.bincount(groups.buckets))
+        steps = batches // accumulate if groups.buckets is None else -(-batches // accumulate)
+        self.num_samples = max(1, steps) * accumulate * batch_size
 
     def __iter__(self) -> Iterator[Key]:  # type: ignore[override]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -61,10 +64,12 @@ class Order(DistributedSampler):
             order = torch.cat([self._shuffled(generator) for _ in range(-(-needed // self.count))])[:needed]
         else:
             order = self._by_bucket(self._shuffled(generator), self.groups.buckets, generator)
+            order = order.repeat(-(-needed // len(order)))[:needed]
         mirrored = (torch.rand(needed, generator=generator) < 0.5) & self.mirror
-        draws = torch.randint(1, 2**31, (needed,), generator=generator)
-        mine = slice(self.rank + self.start() * self.batch_size * self.num_replicas, None, self.num_replicas)
-        for part in zip(*(column[mine].split(PART) for column in (order, mirrored, draws)), strict=True):
+        draws = torch.randint(1, 2**62, (needed,), generator=generator)
+        places = self.epoch * needed + torch.arange(needed)
+        mine = slice(self.rank + self.start(), None, self.num_replicas)
+        for part in zip(*(column[mine].split(PART) for column in (order, mirrored, draws, places)), strict=True):
             yield from map(Key, *(column.tolist() for column in part))
 
     def _shuffled(self, generator: torch.Generator) -> Tensor:

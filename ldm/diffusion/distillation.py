@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.objective import Wrapper
+from ldm.draws import Draws
 from ldm.errors import UserError
 from ldm.interfaces import Cond, Denoise, Denoiser, Guidance, NoiseSchedule, Objective
 
@@ -24,11 +25,11 @@ class ProgressiveDistillation(Wrapper):
             raise UserError(f"ProgressiveDistillation has steps {steps} and substeps {substeps}; both are at least 1")
         self.teacher, self.steps, self.substeps, self.guidance = teacher, steps, substeps, guidance
 
-    def draw(self, z0: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+    def draw(self, z0: Tensor, schedule: NoiseSchedule, draws: Draws) -> tuple[Tensor, Tensor]:
         """Only the levels at which the student will be called."""
-        noise, _ = self.objective.draw(z0, schedule)
+        noise, _ = self.objective.draw(z0, schedule, draws)
         starts = schedule.t(schedule.steps(self.steps)[:-1]).to(z0.device)
-        return noise, starts[torch.randint(self.steps, (len(z0),), device=z0.device)]
+        return noise, starts[(draws.uniform() * self.steps).long().to(z0.device)]
 
     def loss(self, denoiser: Denoiser, z0: Tensor, noise: Tensor, t: Tensor, cond: Cond, teacher: Denoise | None = None) -> Tensor:
         assert teacher is not None

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ldm.draws import Draws
 from ldm.errors import UserError
 from ldm.interfaces import Cond, Denoise, Denoiser, NoiseSchedule, Objective, TimeSampler
 
@@ -64,7 +65,7 @@ class Simple(ErrorObjective):
 
     times: which steps.  offset: strength of noise that is constant over an image, for very dark and bright pictures.
     huber: above this error the loss grows linearly (pseudo-Huber, arXiv:2310.14189); 0 for the square.  stratified: the batch's steps
-    are spread evenly (arXiv:2107.00630, appendix I.1), which lowers the variance of the loss.
+    are spread evenly (arXiv:2107.00630, appendix I.1), which lowers the variance of the loss; so are those of successive batches.
     """
 
     times: TimeSampler = field(default_factory=Uniform)
@@ -72,14 +73,12 @@ class Simple(ErrorObjective):
     huber: float = 0.0
     stratified: bool = False
 
-    def draw(self, z0: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-        noise = torch.randn_like(z0)
+    def draw(self, z0: Tensor, schedule: NoiseSchedule, draws: Draws) -> tuple[Tensor, Tensor]:
+        noise = draws.normal(z0)
         if self.offset:
-            noise = noise + self.offset * torch.randn_like(z0[:, :, :1, :1])
-        u = torch.rand(len(z0), device=z0.device, dtype=torch.float64)
-        if self.stratified:
-            u = (u[0] + torch.arange(len(z0), device=z0.device) / len(z0)) % 1
-        return noise, self.times.sample(u, schedule)
+            noise = noise + self.offset * draws.normal(z0[:, :, :1, :1])
+        u = draws.spread() if self.stratified else draws.uniform()
+        return noise, self.times.sample(u.to(z0.device), schedule)
 
     def weight(self, denoiser: Denoiser, sigma: Tensor) -> Tensor:
         return sigma * 0 + 1
@@ -130,8 +129,8 @@ class Wrapper(nn.Module, ErrorObjective):
         super().__init__()
         self.objective = objective
 
-    def draw(self, z0: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-        return self.objective.draw(z0, schedule)
+    def draw(self, z0: Tensor, schedule: NoiseSchedule, draws: Draws) -> tuple[Tensor, Tensor]:
+        return self.objective.draw(z0, schedule, draws)
 
     def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:
         return self.objective.error(denoiser, output, x, z0, sigma)
@@ -184,10 +183,11 @@ class Importance(Wrapper):
             return even
         return torch.lerp(self.square.sqrt() / self.square.sqrt().sum().clamp(min=1e-12), even, self.uniform)
 
-    def draw(self, z0: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-        noise, _ = self.objective.draw(z0, schedule)
-        chosen = torch.multinomial(self.chances(), len(z0), replacement=True)
-        places = (chosen + torch.rand(len(z0), device=chosen.device, dtype=torch.float64)) / self.bins
+    def draw(self, z0: Tensor, schedule: NoiseSchedule, draws: Draws) -> tuple[Tensor, Tensor]:
+        noise, _ = self.objective.draw(z0, schedule, draws)
+        ends = self.chances().double().cumsum(0)
+        chosen = torch.searchsorted(ends / ends[-1], draws.uniform().to(ends.device), right=True).clamp(max=self.bins - 1)
+        places = (chosen + draws.uniform().to(ends.device)) / self.bins
         return noise, (places * len(schedule.sigmas)).floor().to(z0.device)
 
     def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class TrainingData(ABC):
     values: ValueRange = ValueRange()  # what black and white are in the units of the data
     buckets: Sequence[tuple[int, int]] = ()  # heights and widths of the images, where they have several
     cache: str | None = None  # folder for latents, and for what conditioners keep
+    resumed: int | None = None  # images of the epoch that the checkpoint from which training goes on has seen, if the batch was another
     with_images: bool = False  # whether batches have the images even where they have cached moments
 
     def use_buckets(self, multiple: int) -> None:  # noqa: B027  most data have one size

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from ldm.draws import Draws
 from ldm.interfaces.core import Buildable, Cond, Denoise, Noise
 
 
@@ -103,7 +104,7 @@ class Objective(Buildable, ABC):
     guidance: "Guidance | None" = None  # of the teacher; None: the one with which it is sampled
 
     @abstractmethod
-    def draw(self, z0: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+    def draw(self, z0: Tensor, schedule: NoiseSchedule, draws: Draws) -> tuple[Tensor, Tensor]:
         """noise (B,C,h,w) and steps t (B,) for a training step."""
 
     @abstractmethod

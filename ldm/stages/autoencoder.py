@@ -105,7 +105,7 @@ class AutoencoderStage(TrainingStage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.seed_step(batch_idx)
         x = to_float(batch["image"])
-        reconstruction, latent = self.model(x)
+        reconstruction, latent = self.model(x, self.draws(batch, batch_idx).normal)
         with torch.autocast(x.device.type, enabled=False):
             reconstruction = reconstruction.float()
             loss, logs = self.reconstruction_loss(x, reconstruction)

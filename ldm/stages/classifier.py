@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ldm import model_folder
 from ldm.diffusion.objective import Uniform
+from ldm.draws import Draws
 from ldm.errors import UserError
 from ldm.interfaces import Batch, Classifier, Factory, TimeSampler, TrainingData, built
 from ldm.latents.model import LatentDiffusion, NoisyClassifier
@@ -55,15 +55,16 @@ class ClassifierStage(TrainingStage):
         """Cross-entropy and accuracy, (K,) each, of the K images that have a class."""
         latents, schedule, label = self.model.latents, self.model.schedule, batch["label"]
         posterior = posterior_of(latents, batch)
-        z0 = latents.to_latents(posterior, torch.randn_like(posterior.mode()))
-        sigma = schedule.sigma(self.times.sample(torch.rand(len(z0), device=z0.device, dtype=torch.float64), schedule))
+        draws: Draws = batch["draws"]
+        z0 = latents.to_latents(posterior, draws.normal(posterior.mode()))
+        sigma = schedule.sigma(self.times.sample(draws.uniform().to(z0.device), schedule))
         known = label >= 0
-        logits, label = self.model.logits(z0 + sigma.view(-1, 1, 1, 1).to(z0) * torch.randn_like(z0), sigma)[known], label[known]
+        logits, label = self.model.logits(z0 + sigma.view(-1, 1, 1, 1).to(z0) * draws.normal(z0), sigma)[known], label[known]
         return F.cross_entropy(logits, label, reduction="none"), (logits.argmax(1) == label).float()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.seed_step(batch_idx)
-        loss, accuracy = (each.sum() / max(1, len(each)) for each in self._loss(batch))
+        loss, accuracy = (each.sum() / max(1, len(each)) for each in self._loss(self.with_draws(batch, batch_idx)))
         self.log_dict({"train/loss": loss, "train/accuracy": accuracy}, prog_bar=True, batch_size=len(batch["id"]))
         return loss
 
@@ -71,8 +72,7 @@ class ClassifierStage(TrainingStage):
         """On held-out images, always with the same noise and steps."""
         if not batch["id"]:
             return
-        with self.fixed_noise(batch_idx):
-            loss, accuracy = self._loss(batch)
+        loss, accuracy = self._loss(self.with_draws(batch, batch_idx))
         self.held_out_loss(loss)
         self.held_out_accuracy(accuracy)
         found = {"val/loss": self.held_out_loss, "val/accuracy": self.held_out_accuracy}

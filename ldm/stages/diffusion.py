@@ -14,6 +14,7 @@ from ldm.diffusion.guidance import CFG
 from ldm.diffusion.objective import Simple
 from ldm.diffusion.samplers import DPMSolverPP2M
 from ldm.diffusion.schedule import LDMSchedule, Spacing
+from ldm.draws import Draws
 from ldm.errors import UserError
 from ldm.frames import side_by_side
 from ldm.interfaces import (
@@ -193,12 +194,12 @@ class DiffusionStage(TrainingStage):
         """(B,) with fresh posterior samples, noise, steps and dropped conditions."""
         model = self.model
         posterior = posterior_of(model.latents, batch)
-        mode = posterior.mode()
-        z0 = model.latents.to_latents(posterior, torch.randn_like(mode))
-        noise, t = self.objective.draw(z0, model.denoiser.schedule)
+        draws: Draws = batch["draws"]
+        z0 = model.latents.to_latents(posterior, draws.normal(posterior.mode()))
+        noise, t = self.objective.draw(z0, model.denoiser.schedule, draws)
         cond: Cond = model.conditioner.encode(batch, model.latents.to_latents)
         if drop:
-            keep = torch.rand(len(z0), device=z0.device) >= drop
+            keep = (draws.uniform() >= drop).to(z0.device)
             cond = cond.where(keep, model.conditioner.null(batch))
         return self.objective.loss(model.denoiser, z0, noise, t, cond, self._teacher(batch))
 
@@ -212,7 +213,7 @@ class DiffusionStage(TrainingStage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.seed_step(batch_idx)
-        loss = self._loss(batch, self.cond_drop_prob).mean()
+        loss = self._loss(self.with_draws(batch, batch_idx), self.cond_drop_prob).mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["id"]))
         return loss
 
@@ -220,8 +221,7 @@ class DiffusionStage(TrainingStage):
         """The objective on held-out images, always with the same noise and steps."""
         if not batch["id"]:
             return
-        with self.fixed_noise(batch_idx):
-            self.held_out_loss(self._loss(batch, 0.0))
+        self.held_out_loss(self._loss(self.with_draws(batch, batch_idx), 0.0))
         self.log("val/loss", self.held_out_loss, prog_bar=True, on_epoch=True, batch_size=len(batch["id"]))
 
     test_step = validation_step
@@ -247,9 +247,7 @@ class DiffusionStage(TrainingStage):
 
     def restored(self, batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of a model that works on images: what it is shown of the first `count`, what it makes of that, what they are, (count,3,H,W)."""
-        with self.fixed_noise(0):
-            left = self.model.conditioner.degrade(batch)
-        assert left is not None
+        left = self.with_draws(batch, 0)["conditioning_image"]
         masks = [None] * len(left.x) if left.mask is None else [mask.cpu() for mask in left.mask]
         images = [InputImage(x.cpu(), mask) for x, mask in zip(left.x[:count], masks, strict=False)]
         requests = [SampleRequest(i, SeedNoise(0, i), image=image) for i, image in enumerate(images)]

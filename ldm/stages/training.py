@@ -1,7 +1,6 @@
 """What the training stages share."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -10,8 +9,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from ldm import model_folder
+from ldm.draws import Draws
 from ldm.errors import UserError
-from ldm.interfaces import Autoencoder, Batch, Posterior, TrainingData
+from ldm.interfaces import Autoencoder, Batch, ConditioningImage, Posterior, TrainingData
 from ldm.latents.space import LatentSpace
 from ldm.ranges import to_float
 from ldm.stages.plain import PlainData, as_batch
@@ -49,16 +49,30 @@ class TrainingStage(L.LightningModule):
         """A batch of ours, whatever the loader gives."""
         return as_batch(batch)
 
+    def draws(self, batch: Batch, batch_idx: int) -> Draws:
+        """What is random about each sample: of a training image of its place in the training, of a held-out one of its position."""
+        if "place" in batch:
+            return Draws(
+                [(self.seed << 64) | (draw or place) for draw, place in zip(batch["draw"], batch["place"], strict=True)], batch["place"]
+            )
+        first = hash((self.current_epoch * self.training, self.global_rank, batch_idx)) % 2**40 << 20  # of a plain loader
+        return Draws([(self.seed << 64) | (first + i) for i in range(len(batch["id"]))])
+
     def seed_step(self, batch_idx: int) -> None:
-        """Noise, timesteps and dropout depend on (seed, rank, epoch, batch) alone, so a resumed run repeats none and skips none."""
+        """Dropout inside of networks depends on (seed, rank, epoch, batch) alone, so a resumed run repeats none and skips none."""
         torch.manual_seed(hash((self.seed, self.global_rank, self.current_epoch, batch_idx)) % 2**32)
 
-    @contextmanager
-    def fixed_noise(self, batch_idx: int) -> Iterator[None]:
-        """The same random numbers for a held-out batch in every validation."""
+    def with_draws(self, batch: Batch, batch_idx: int) -> Batch:
+        """A batch with `draws`, and with what is left of its images where a conditioner takes them."""
+        draws = self.draws(batch, batch_idx)
+        batch = {**batch, "draws": draws}
+        conditioner = getattr(self.model, "conditioner", None)
+        if conditioner is None or conditioner.image is None:
+            return batch
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(batch_idx)
-            yield
+            left = [conditioner.degrade(_sample(batch, i, seed)) for i, seed in enumerate(draws.seeds)]
+        masks = [one.mask for one in left if one.mask is not None]
+        return {**batch, "conditioning_image": ConditioningImage(torch.cat([one.x for one in left]), torch.cat(masks) if masks else None)}
 
     @staticmethod
     def mean() -> MeanMetric:
@@ -144,8 +158,9 @@ class TrainingStage(L.LightningModule):
         self._say(sentence(old, new, any(names.values())))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes classes by name; says which of its weights do not fit."""
+        """Takes classes by name, goes on at the image at which it stopped, and says which of its weights do not fit."""
         self._follow_classes(checkpoint)
+        self._follow_batches(checkpoint)
         found, own = checkpoint["state_dict"], self.state_dict()
         hint = "give the configs and options that it was trained with, or start a new run from it with --model.init"
         if missing := [name for name in own if name not in found]:
@@ -159,7 +174,28 @@ class TrainingStage(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The model's description goes into the checkpoint, so that it can be rebuilt from it alone."""
         entry = checkpoint.setdefault(model_folder.CHECKPOINT_KEY, {})
-        entry |= {"model": model_folder.describe(self.model), "card": self.card()}
+        entry |= {"model": model_folder.describe(self.model), "card": self.card(), "batch": self._images_at_once()}
+
+    def _images_at_once(self) -> int:
+        """Images that all ranks see between two counts of Lightning's batches; 0 of a plain loader."""
+        return self.trainer.world_size * int(getattr(self.data, "batch_size", 0))
+
+    def _follow_batches(self, checkpoint: dict[str, Any]) -> None:
+        """Where a checkpoint was made with another batch or other ranks: count its batches in today's."""
+        before, now = checkpoint.get(model_folder.CHECKPOINT_KEY, {}).get("batch", 0), self._images_at_once()
+        if not before or not now or before == now or "loops" not in checkpoint:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        images = progress["ready"] * before
+        progress |= {name: images // now for name in ("ready", "started", "processed", "completed")}
+        self.data.resumed = images
+        self._say(f"the batch was {before} images and is {now}: this goes on after image {images} of the epoch")
+
+
+def _sample(batch: Batch, index: int, seed: int) -> Batch:
+    """One sample's image and map, with torch's random numbers of that sample."""
+    torch.manual_seed(seed % 2**63)
+    return {name: batch[name][index : index + 1] for name in ("image", "map") if name in batch}
 
 
 def require_classes(data: TrainingData, part: str, wanted: int) -> None:
