@@ -14,6 +14,7 @@ from ldm.errors import Stopped, UserError, nearest
 
 COMMANDS = {
     "inspect": ("ldm.commands.inspect", "what a folder, an archive, a table of images holds"),
+    "train": ("ldm.commands.auto", "from a folder of pictures to a model, with nothing else to type"),
     "fit": ("ldm.commands.train", "train stage 1 or stage 2"),
     "validate": ("ldm.commands.train", "measure a checkpoint on the held-out images"),
     "test": ("ldm.commands.train", "the same, as Lightning's test loop"),

@@ -120,8 +120,9 @@ def find(path: str | Path) -> Path:
         return folder
     if (SHIPPED / str(path) / CONFIG).is_file():
         return SHIPPED / str(path)
+    if (folder / "model" / CONFIG).is_file():
+        return folder / "model"
     below = sorted(found.parent for found in folder.glob("*/model/config.yaml")) if folder.is_dir() else []
-    below += [folder / "model"] if (folder / "model" / CONFIG).is_file() else []
     diffusion = [found for found in below if found.parent.name == "diffusion"]
     if len(below) == 1 or len(diffusion) == 1:
         return (diffusion or below)[0]

