@@ -104,7 +104,7 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     results = json.loads((chosen.out / "results.json").read_text()) if (chosen.out / "results.json").is_file() else {}
     for name in chosen.sets:
-        path = str(photos(chosen.out / "photos")) if name == "photos" else getattr(chosen, name)
+        path = str(photos(chosen.out / "data")) if name == "photos" else getattr(chosen, name)
         for way in chosen.only:
             out = chosen.out / name / way
             data = ["--data.path", path, "--data.size", "64"]

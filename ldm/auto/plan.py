@@ -8,8 +8,8 @@ from ldm.errors import UserError
 
 # px on a side: factor of the autoencoder, its multipliers (4 px patches), images that stage 1 and stage 2 should at least see
 SIZES: dict[int, tuple[int, list[int], int, int]] = {
-    32: (4, [1], 5_000, 10_000),
-    64: (4, [1], 10_000, 40_000),
+    32: (4, [1], 2_000, 5_000),
+    64: (4, [1], 4_000, 20_000),
     128: (8, [1, 2], 200_000, 1_000_000),
     256: (8, [1, 2], 1_000_000, 4_000_000),
     512: (16, [1, 2, 2], 4_000_000, 8_000_000),
