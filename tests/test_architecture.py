@@ -15,7 +15,7 @@ ALLOWED = {
     "frames": set(),
     "locking": set(),
     "draws": set(),
-    "interfaces": {"errors", "ranges"},
+    "interfaces": {"errors", "ranges", "draws"},
     "registry": {"errors"},
     "degradations": CORE,
     "data": CORE | {"degradations"},
@@ -37,7 +37,7 @@ ALLOWED = {
     | {"console", "model_folder", "registry"},
     "cli": {"errors", "commands"},  # commands by name, when one is run
     "__main__": {"cli"},
-    "__init__": {"data", "sampling"},  # when it is asked for
+    "__init__": {"commands", "data", "sampling"},  # when it is asked for
 }
 MAY_USE_LIGHTNING = {"data", "stages", "callbacks", "commands"}
 

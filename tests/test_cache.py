@@ -27,6 +27,7 @@ from ldm.cli import main
 from ldm.data import cache as cache_module
 from ldm.data.cache import CacheWriter, LatentCache, _successors, others
 from ldm.errors import UserError
+from ldm.interfaces import Features
 from ldm.ranges import to_float
 
 
@@ -86,6 +87,24 @@ def test_the_cache_holds_images_and_mirror_images(place: str, tmp_path: Path) ->
     assert data.train_dataloader().num_workers == 0, "what is in memory needs no process"
     assert all("image" in batch for batch in NoiseData(size=8, batch_size=4).val_dataloader()), "held-out images are not cached"
     assert [batch["moments"].shape[0] for batch in data.rank_batches()] == [len(b["id"]) for b in plain.rank_batches()]
+
+
+class Means(Features):
+    name, resize = "means", 8
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float().mean((2, 3))
+
+
+def test_features_are_kept_beside_the_latents(tmp_path: Path) -> None:
+    data, _ = cached(tmp_path, cache_features=[Means()])
+    plain = NoiseData(size=8, batch_size=4)
+    for batch, expected in zip(epoch_of(data), epoch_of(plain), strict=True):
+        assert batch["features"].keys() == {"means"}
+        torch.testing.assert_close(batch["features"]["means"], expected["image"].float().mean((2, 3)), rtol=1e-3, atol=0)
+    without, encoder = cached(tmp_path)
+    assert encoder.images > 0, "another cache"
+    assert "features" not in epoch_of(without)[0]
 
 
 def test_the_cache_is_written_once_per_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,8 +304,8 @@ def test_other_caches_are_named_checked_and_pruned(trained: Path, tmp_path: Path
     assert "leave --check out to write them" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("when", [0.0, 0.3])
-def test_a_killed_encoding_goes_on_bit_for_bit(trained: Path, tmp_path: Path, when: float) -> None:
+def test_a_killed_encoding_goes_on_bit_for_bit(trained: Path, tmp_path: Path) -> None:
+    """At random moments: tools/torture_cache.py."""
     run = tmp_path / "run"
     arguments = stage2(run, f"--model.first_stage={trained}/autoencoder/model", command="encode")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: the last bits of a sum depend on it
@@ -296,7 +315,7 @@ def test_a_killed_encoding_goes_on_bit_for_bit(trained: Path, tmp_path: Path, wh
     deadline = time.monotonic() + 120
     while not list(run.glob("latents/.*.partial/plan.json")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
-    time.sleep(when)
+    time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert main(arguments) == 0

@@ -182,8 +182,8 @@ def test_sample_from_what_is_no_model(trained, tmp_path, capsys) -> None:
 
 
 def test_unknown_command(capsys) -> None:
-    assert main(["train"]) == 2
-    assert "fit, validate" in capsys.readouterr().err
+    assert main(["trane"]) == 2
+    assert "there is no command 'trane'; the commands are train" in capsys.readouterr().err
 
 
 def test_a_diverging_run_says_so_and_keeps_its_checkpoint(tmp_path, capsys) -> None:

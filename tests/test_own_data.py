@@ -181,6 +181,7 @@ def test_inspect_says_it_all_and_its_commands_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LDM_SHORTEN", "1")
     commands = [line.split() for line in told if line.startswith("ldm ")]
+    assert commands.pop(0) == ["ldm", "train", str(path)]
     assert [words[1] for words in commands] == ["fit", "fit", "sample"]
     for words in commands:
         small = ["-c", "trainer/csv.yaml"] if words[1] == "fit" else []

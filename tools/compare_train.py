@@ -87,7 +87,9 @@ def judge(run_folder: Path, path: str, out: Path) -> float:
     """FD-mnv2 of 512 samples of all classes, as the model samples by itself, to the folder's images."""
     samples = out / "samples"
     run(["sample", str(run_folder), "--n", "512", "--no-watermark", "--out", str(samples), "--overwrite"], out / "log.txt")
-    done = subprocess.run([*LDM, "evaluate", str(samples), path, "--size", "64"], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [*LDM, "evaluate", "--images", str(samples), "--reference", path, "--size", "64"], check=True, capture_output=True, text=True
+    )
     found = re.search(r"FD-mnv2\D+([\d.]+)", done.stdout)
     assert found is not None, done.stdout
     return float(found[1])

@@ -39,23 +39,30 @@ class Facts:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it is trained: device cpu or cuda, so many of them; cores, and memory in bytes."""
+    """Where it is trained: device cpu or cuda, so many of them; cores, and memory in bytes; perceptual: whether the package with the
+    network of the perceptual loss is there."""
 
     device: str
     devices: int
     cores: int
     memory: int
+    perceptual: bool = False
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides the cost of a training."""
+    """What decides the cost of a training, and where it starts.
+
+    start: a model whose networks have these shapes, from which both stages start.  perceptual: whether stage 1 compares features, too.
+    """
 
     size: int  # px
     channels: int  # of the images
     factor: int
     multipliers: tuple[int, ...]
     width: int  # of the UNet
+    start: str | None = None
+    perceptual: bool = False
 
     @property
     def side(self) -> int:
@@ -101,6 +108,7 @@ class Plan:
         data = ["-c", "data/folder.yaml", "--data.path", facts.path, "--data.size", str(shape.size)]
         if self.machine.device == "cuda":
             data += ["--data.num_workers", str(max(1, min(8, self.machine.cores // max(1, self.machine.devices))))]
+        losses = ["-c", "losses/perceptual.yaml"] if shape.perceptual else []
         first = ["--data.batch_size", str(FIRST_BATCH), *_steps(self.first_steps)]
         if shape.multipliers != (1,):
             first += ["--model.autoencoder.multipliers", str(list(shape.multipliers)).replace(" ", "")]
@@ -116,10 +124,13 @@ class Plan:
                 "--model.schedule.factor",
                 f"{shape.side / 32:g}",
             ]
+        if shape.start is not None:
+            first += ["--model.init", shape.start]
+            second += [] if self.text_encoder else ["--model.init", shape.start]
         if self.text_encoder is not None:
             second += ["--model.conditioner", "Text", "--model.conditioner.encoder", self.text_encoder]
         return {
-            "autoencoder": ["fit", *trainer, *data[:2], "-c", "autoencoder/emoji.yaml", *data[2:], *first, "--run", run],
+            "autoencoder": ["fit", *trainer, *data[:2], "-c", "autoencoder/emoji.yaml", *losses, *data[2:], *first, "--run", run],
             "diffusion": ["fit", *trainer, *data[:2], "-c", "diffusion/emoji.yaml", *data[2:], *second, "--run", run],
         }
 
@@ -160,9 +171,14 @@ def plan(facts: Facts, machine: Machine, measure: Measure, hours: float | None =
 
 
 def shape_of(size: int, facts: Facts, machine: Machine) -> Shape:
-    """The networks for pictures of a size: larger ones on GPUs."""
+    """The networks for pictures of a size: on a CPU those of the emoji model where these fit, from which they then start; larger on GPUs.
+
+    That the emoji model knows edges, colours and noise saves most of the time that a small training has (docs/results.md).
+    """
     factor, multipliers, _, _ = SIZES.get(size, SIZES[32])
-    return Shape(size, facts.channels, factor, tuple(multipliers), 64 if machine.device == "cpu" else 128)
+    small = machine.device == "cpu"
+    start = "emoji" if small and (factor, multipliers, facts.channels) == (4, [1], 3) else None
+    return Shape(size, facts.channels, factor, tuple(multipliers), 60 if small else 128, start, machine.perceptual and facts.channels == 3)
 
 
 def _scheduled(facts: Facts, machine: Machine, shape: Shape, speed: Speed, hours: float | None, text_encoder: str | None) -> Plan:
@@ -190,7 +206,7 @@ def described(found: Plan) -> list[str]:
         f"{FIRST_BATCH} images), {second / 60:.1f} for the diffusion model ({found.second_steps:,} steps of {SECOND_BATCH}), the rest to "
         "encode, choose and show",
         f"pictures of {shape.size} px -> latents {shape.side}x{shape.side}x{LATENT_CHANNELS} -> a UNet {shape.width} wide, told "
-        f"{condition}; "
+        f"{condition}{f', both starting from the model {shape.start}' if shape.start else ''}; "
         f"measured: {1 / speed.first:.1f} and {1 / speed.second:.1f} steps a second",
     ]
 

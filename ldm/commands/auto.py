@@ -20,7 +20,7 @@ from ldm import model_folder
 from ldm.auto import report
 from ldm.auto.choose import MOST, Candidate, Judge, choose, features, samples, with_scale
 from ldm.auto.plan import Facts, Plan, described, from_data, plan
-from ldm.auto.speed import machine, measure
+from ldm.auto.speed import LEAST_SECONDS, machine, measure
 from ldm.commands import train as fit
 from ldm.console.options import Option, number, parse, path, square
 from ldm.console.shorten import limit
@@ -28,7 +28,7 @@ from ldm.data.batches import Keyed
 from ldm.data.images import SourceImages
 from ldm.data.report import sentences
 from ldm.data.transforms import as_image, grid
-from ldm.errors import UserError
+from ldm.errors import Stopped, UserError
 from ldm.model_folder import write_atomically
 from ldm.sampling.model import device_of
 from ldm.sampling.request import SamplingConfig
@@ -81,7 +81,7 @@ def begin(source: str, run: Path, hours: float | None, size: int | None, text_en
         raise UserError("--text-encoder was given, but the images have no captions: leave it out")
     where = machine()
     facts = facts if size is None else replace(facts, side=float(size))
-    found = plan(facts, where, partial(measure, where), hours, text_encoder)
+    found = plan(facts, where, partial(measure, where, least=LEAST_SECONDS if limit() is None else 0.0), hours, text_encoder)
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(state, json.dumps(asdict(found), indent=1).encode())
     return found
@@ -168,8 +168,11 @@ def commands(found: Plan, run: Path) -> list[str]:
 
 def train(
     path: str, hours: float | None = None, run: str | None = None, size: int | None = None, text_encoder: str | None = None
-) -> int:  # fmt: skip
-    """Train both stages on the pictures of a path, and write the model, samples and a report."""
+) -> Path:  # fmt: skip
+    """Train both stages on the pictures of a path; returns the run's folder, with the model, samples and a report.
+
+    The arguments are the options of `ldm train`.  Where it was stopped, the same call goes on.
+    """
     began = time.monotonic()
     source = str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
     folder = Path(run).expanduser() if run else Path("runs") / (Path(source).resolve().name.split(".")[0] or "mine")
@@ -182,15 +185,14 @@ def train(
             continue
         print(f"\n$ ldm {' '.join(map(quote, arguments))}", flush=True)
         if status := run_stage(arguments, folder, stage, found.machine.devices):
-            print("ldm train: the same command goes on from there", file=sys.stderr)
-            return status
+            raise Stopped(status - 128, "stopped; the same command goes on from there")
     finish(found, folder, began)
     print("\n".join(["", "the same by hand:", *commands(found, folder), ""]))
     print(f"{folder / 'samples.png'} shows the model in {folder / 'model'}; {folder / 'report.html'} has all about it")
-    return 0
+    return folder
 
 
 def main(command: str, arguments: list[str]) -> int:
-    return train(
-        **parse(command, "From pictures to a model: sizes, networks, steps are chosen for them and this machine.", OPTIONS, arguments)
-    )
+    about = "From pictures to a model: sizes, networks and steps are chosen for them and for this machine."
+    train(**parse(command, about, OPTIONS, arguments))
+    return 0

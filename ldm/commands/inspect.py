@@ -87,7 +87,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
 
 
 def commands(facts: dict[str, Any], size: int, window: list[float] | None, channels: int | None) -> list[str]:
-    """The commands to go on with: both stages and pictures."""
+    """The commands to go on with: the one that does all where nothing was chosen, both stages by hand, and pictures."""
     name = Path(facts["path"]).name.split(".")[0] or "mine"
     data = f"--data.path {quote(facts['path'])} --data.size {size}"
     if channels is not None:
@@ -95,7 +95,9 @@ def commands(facts: dict[str, Any], size: int, window: list[float] | None, chann
     if window is not None:
         data += f" --data.window '[{window[0]:g},{window[1]:g}]'"
     run = quote(f"runs/{name}")
+    plain = [] if channels is not None or window is not None else [f"ldm train {quote(facts['path'])}", "or by hand:"]
     return [
+        *plain,
         f"ldm fit -c trainer/cpu.yaml -c data/folder.yaml -c autoencoder/emoji.yaml {data} --run {run}",
         f"ldm fit -c trainer/cpu.yaml -c data/folder.yaml -c diffusion/emoji.yaml {data} --run {run}",
         f"ldm sample {run} --n 16",

@@ -37,7 +37,8 @@ def quiet() -> None:
     """Leave out what Lightning says of its other products and of devices that are not there."""
     for warning in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", f".*{warning}.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
 
 
 def of_worker(message: str) -> str:

@@ -14,6 +14,7 @@ from ldm.data.order import Groups, Key
 from ldm.errors import UserError
 from ldm.interfaces import Batch
 
+FEATURES = "features-"  # begins the names of a cache's arrays of features
 TRIED = 100  # images in a row, of which one must be readable
 
 
@@ -68,7 +69,9 @@ class Keyed(Dataset):
         batch["draw"], batch["place"] = [key.draw for key in wanted], [key.place for key in wanted]
         if self.cache is not None:
             arrays, batch["position"] = self.cache[[int(key.mirrored) for key in wanted], batch["position"]]
-            batch |= arrays
+            batch |= {name: array for name, array in arrays.items() if not name.startswith(FEATURES)}
+            if features := {name.removeprefix(FEATURES): x for name, x in arrays.items() if name.startswith(FEATURES)}:
+                batch["features"] = features
         told = self._images(batch, wanted) if self.cache is None or self.with_images else []
         records, indices = self.images.records, self.indices[batch["position"]].tolist()
         batch["id"] = [records.ids[index] for index in indices]

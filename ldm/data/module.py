@@ -4,7 +4,7 @@ import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import Transform
 
 from ldm.data.audio import WaveImages
 from ldm.data.augment import Augment
-from ldm.data.batches import Keyed
+from ldm.data.batches import FEATURES, Keyed
 from ldm.data.cache import LatentCache, Place
 from ldm.data.clips import ClipImages
 from ldm.data.encoding import Encoding
@@ -27,8 +27,13 @@ from ldm.data.pixels import Resize
 from ldm.data.report import sentences
 from ldm.data.sources.arrays import Depth
 from ldm.errors import UserError
-from ldm.interfaces import Batch, TrainingData
-from ldm.ranges import ValueRange
+from ldm.interfaces import Batch, Features, TrainingData
+from ldm.ranges import ValueRange, to_uint8
+
+
+def _features(network: Features, images: Tensor) -> Tensor:
+    """Of images in [-1, 1]."""
+    return network(to_uint8(images))
 
 
 def _as_is(batch: Any) -> Any:
@@ -41,7 +46,8 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
     val_fraction is held out, chosen by split_seed and the images' names, unless the layout has a split; mirror flips half of
     the training images; augment: transforms of torchvision.transforms.v2, each for augment_share of the images; cache: folder
     for latents (null: stage 2 encodes every batch anew), cache_on: where they are read from, `memory` and `device` hold all
-    of them and need no num_workers; max_damaged: unreadable images to skip before giving up.
+    of them and need no num_workers; cache_features: frozen networks whose features are kept there, too; max_damaged: unreadable
+    images to skip before giving up.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         augment: Sequence[Transform] = (),
         augment_share: float = 1.0,
         cache_on: Place = "disk",
+        cache_features: Sequence[Features] = (),
     ) -> None:
         super().__init__()
         if not 0 < augment_share <= 1:
@@ -67,6 +74,7 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         self.size, self.batch_size, self.mirror, self.seed = size, batch_size, mirror, seed
         self.val_fraction, self.split_seed, self.num_workers = val_fraction, split_seed, num_workers
         self.cache, self.cache_on, self.max_damaged = cache, cache_on, max_damaged
+        self.cache_features = list(cache_features)
         self.augment = Augment(augment, augment_share) if augment else None
         self.damaged: set[str] = set()
         self._sets: tuple[Keyed, Keyed] | None = None
@@ -218,12 +226,14 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         if self.cache is None or self.trainer is None:
             return
         train = self.sets[0]
+        encoders = {"moments": moments} | {f"{FEATURES}{one.name}": partial(_features, one.to(device)) for one in self.cache_features}
+        key = " ".join([key, *(name for name in encoders if name != "moments")])
         train.cache, key = None, hashlib.sha256(f"{key} {train.images.fingerprint()}".encode() + train.indices.tobytes()).hexdigest()
         encoding = Encoding(self.cache, key, train, self._blocks, self.trainer.strategy, device, self.batch_size)
         if self.cache_action == "check":
-            print(encoding.check({"moments": moments}))
+            print(encoding.check(encoders))
         else:
-            encoding.fill({"moments": moments})
+            encoding.fill(encoders)
         if self.cache_action == "prune":
             encoding.prune()
         train.cache = LatentCache(self.cache, key, self.cache_on, device)

@@ -16,7 +16,8 @@ from torch import Tensor
 Denoise = Callable[[Tensor, Tensor], Tensor]  # x (B,C,h,w), sigma () or (B,) -> E[z0 | x] (B,C,h,w)
 Noise = Callable[[], Tensor]  # -> standard normal (B,C,h,w), one new draw per call
 # One batch of a data module, by name: image uint8 (B,3,H,W), 3 or the images' channels, or moments (B,M,h,w); map uint8 (B,3,H,W);
-# conditioning_image ConditioningImage; label (B,), -1 where unknown; id, text list[str]; numbers list[dict[str, float]];
+# features by name (B,D) where the cache has them; conditioning_image ConditioningImage; label (B,), -1 where unknown;
+# id, text list[str]; numbers list[dict[str, float]];
 # draw, place list[int]: what is random about each sample depends on these alone (Draws), in a training step in `draws`
 Batch = dict[str, Any]
 
