@@ -21,6 +21,7 @@ START = 12.0  # seconds until a stage makes its first step
 ENOUGH = 400_000  # images that stage 2 sees where nobody says for how long to train
 MOST_EPOCHS = 1500
 LEAST_HOURS, MOST_HOURS = 0.05, 48.0
+LEAST_PERCEPTUAL = 1.0  # hours on a CPU from which stage 1 compares features, too
 VALIDATIONS = 5  # in a stage
 
 
@@ -155,9 +156,11 @@ def plan(facts: Facts, machine: Machine, measure: Measure, hours: float | None =
     allowed = [size for size in SIZES if size <= facts.side * 1.1] or [max(8, int(facts.side) // 8 * 8)]
     if facts.side < 8:
         raise UserError(f"the pictures' shorter sides have a median of {facts.side:g} px; at least 8 are needed")
-    found: Plan | None = None
+    # a step with the perceptual network takes four times as long on a CPU
+    affordable = machine.device == "cuda" or hours is None or hours >= LEAST_PERCEPTUAL
+    perceptual, found = machine.perceptual and facts.channels == 3 and affordable, None
     for size in allowed:
-        shape = shape_of(size, facts, machine)
+        shape = shape_of(size, facts, machine, perceptual)
         speed = measure(shape)
         made = _scheduled(facts, machine, shape, speed, hours, text_encoder)
         _, _, first, second = SIZES.get(size, SIZES[32])
@@ -170,7 +173,7 @@ def plan(facts: Facts, machine: Machine, measure: Measure, hours: float | None =
     return found
 
 
-def shape_of(size: int, facts: Facts, machine: Machine) -> Shape:
+def shape_of(size: int, facts: Facts, machine: Machine, perceptual: bool) -> Shape:
     """The networks for pictures of a size: on a CPU those of the emoji model where these fit, from which they then start; larger on GPUs.
 
     That the emoji model knows edges, colours and noise saves most of the time that a small training has (docs/results.md).
@@ -178,7 +181,7 @@ def shape_of(size: int, facts: Facts, machine: Machine) -> Shape:
     factor, multipliers, _, _ = SIZES.get(size, SIZES[32])
     small = machine.device == "cpu"
     start = "emoji" if small and (factor, multipliers, facts.channels) == (4, [1], 3) else None
-    return Shape(size, facts.channels, factor, tuple(multipliers), 60 if small else 128, start, machine.perceptual and facts.channels == 3)
+    return Shape(size, facts.channels, factor, tuple(multipliers), 60 if small else 128, start, perceptual)
 
 
 def _scheduled(facts: Facts, machine: Machine, shape: Shape, speed: Speed, hours: float | None, text_encoder: str | None) -> Plan:
