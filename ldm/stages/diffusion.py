@@ -122,9 +122,10 @@ class DiffusionStage(TrainingStage):
     @torch.no_grad()
     def _judge_first_stage(self) -> None:
         """Say how well the first stage reconstructs some of these images: no sample of stage 2 is sharper."""
-        latents, batch = self.model.latents, next(iter(self.data.rank_batches()), None)
-        if not self.trainer.is_global_zero or batch is None or latents.autoencoder.pixels:
+        latents = self.model.latents
+        if not self.trainer.is_global_zero or latents.autoencoder.pixels:
             return
+        batch = next(iter(self.data.rank_batches()))
         x = to_float(batch["image"][:JUDGED].to(self.device))
         error = (latents.autoencoder.decode(latents.autoencoder.encode(x).mode()).clamp(-1, 1) - x).square().flatten(1).mean(1)
         psnr = float((10 * torch.log10(4 / error.clamp(min=1e-10))).mean())
