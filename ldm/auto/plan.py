@@ -16,7 +16,7 @@ SIZES: dict[int, tuple[int, list[int], int, int]] = {
 }
 FIRST_BATCH, SECOND_BATCH, LATENT_CHANNELS = 8, 16, 4
 FIRST_SHARE = 0.2  # of the training time that stage 1 gets
-LAST_SHARE = 0.1  # of all time that is kept for choosing, sampling and the report
+LAST_SHARE = 0.15  # of all time that is kept for choosing, sampling, the report, and for a machine that becomes slower
 START = 12.0  # seconds until a stage makes its first step
 ENOUGH = 400_000  # images that stage 2 sees where nobody says for how long to train
 MOST_EPOCHS = 1500

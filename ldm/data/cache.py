@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import zlib
@@ -57,7 +58,10 @@ class LatentCache:
 
     def _array(self, name: str) -> Any:
         if self.on == "disk":
-            return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+            mapped = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+            if isinstance(mapped.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+                mapped.base.madvise(mmap.MADV_RANDOM)  # rows are read in a random order: what lies behind one is not wanted
+            return mapped
         array = torch.from_numpy(np.load(self.folder / f"{name}.npy"))
         if self.on == "memory":
             return array.pin_memory() if torch.cuda.is_available() else array

@@ -210,6 +210,14 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
+    def some(self, count: int) -> Batch:
+        train = self.sets[0]
+        held, train.cache = train.cache, None
+        try:
+            return self.on_after_batch_transfer(train.__getitems__(range(min(count, len(train)))), 0)
+        finally:
+            train.cache = held
+
     def rank_batches(self) -> Iterator[Batch]:
         (world, rank), train = self._ranks(), self.sets[0]
         mine = HeldOutOrder(len(train), world, rank, self.batch_size, train.groups().buckets).positions

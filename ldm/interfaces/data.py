@@ -36,5 +36,9 @@ class TrainingData(ABC):
         together (key: of what makes them), and load from it from now on."""
 
     @abstractmethod
+    def some(self, count: int) -> Batch:
+        """A batch of so many training images, or of as many as there are."""
+
+    @abstractmethod
     def rank_batches(self) -> Iterator[Batch]:
         """This rank's share of the training images, each once, in order."""

@@ -125,8 +125,7 @@ class DiffusionStage(TrainingStage):
         latents = self.model.latents
         if not self.trainer.is_global_zero or latents.autoencoder.pixels:
             return
-        batch = next(iter(self.data.rank_batches()))
-        x = to_float(batch["image"][:JUDGED].to(self.device))
+        x = to_float(self.data.some(JUDGED)["image"][:JUDGED].to(self.device))
         error = (latents.autoencoder.decode(latents.autoencoder.encode(x).mode()).clamp(-1, 1) - x).square().flatten(1).mean(1)
         psnr = float((10 * torch.log10(4 / error.clamp(min=1e-10))).mean())
         print(f"the first stage reconstructs {len(x)} of the training images with {psnr:.1f} dB PSNR")
