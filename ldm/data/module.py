@@ -212,9 +212,11 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
 
     def some(self, count: int) -> Batch:
         train = self.sets[0]
+        shapes = [train.images.shape(int(index)) for index in train.indices[: 8 * count]]  # fewer of a size may be among them
+        wanted = [position for position, shape in enumerate(shapes) if shape == shapes[0]][:count]
         held, train.cache = train.cache, None
         try:
-            return self.on_after_batch_transfer(train.__getitems__(range(min(count, len(train)))), 0)
+            return self.on_after_batch_transfer(train.__getitems__(wanted), 0)
         finally:
             train.cache = held
 

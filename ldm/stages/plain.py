@@ -34,9 +34,6 @@ class PlainData(TrainingData):
     def cache_latents(self, moments: Callable[[Tensor], Tensor], key: str, device: torch.device) -> None:
         """A plain loader has no cache: each batch is encoded anew."""
 
-    def some(self, count: int) -> Batch:
-        return as_batch(next(iter(self.loader)))
-
     def rank_batches(self) -> Iterator[Batch]:
         return (as_batch(batch) for batch in self.loader)
 
