@@ -12,7 +12,7 @@ GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, lie evenly in [0, 1), ho
 class Draws:
     """Independent streams, one per sample of a batch of B (Philox, counter-based: Salmon et al. 2011).
 
-    seeds: one per sample; places: the samples' places in their epoch, for `spread`.  Numbers are made on the CPU, in the order in which
+    seeds: one per sample; places: the samples' places in the training, for `spread`.  Numbers are made on the CPU, in the order in which
     they are asked for.
     """
 

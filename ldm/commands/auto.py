@@ -13,12 +13,11 @@ from shlex import quote
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
 from ldm import model_folder
 from ldm.auto import report
-from ldm.auto.choose import MOST, Candidate, Judge, choose, features, samples, with_scale
+from ldm.auto.choose import MOST, STEPS, Candidate, Judge, choose, features, samples, with_scale
 from ldm.auto.plan import Facts, Plan, described, from_data, plan
 from ldm.auto.speed import LEAST_SECONDS, machine, measure
 from ldm.commands import train as fit
@@ -27,6 +26,7 @@ from ldm.console.shorten import limit
 from ldm.data.batches import Keyed
 from ldm.data.images import SourceImages
 from ldm.data.report import sentences
+from ldm.data.split import evenly
 from ldm.data.transforms import as_image, grid
 from ldm.errors import Stopped, UserError
 from ldm.model_folder import write_atomically
@@ -46,14 +46,13 @@ LOOKED_AT = 200  # images whose sizes are read
 SAMPLES, COLUMNS = 48, 8
 
 
-def facts_of(source: str) -> tuple[Facts, SourceImages]:
+def facts_of(source: str) -> Facts:
     """What is known of a path's pictures before any is decoded as a whole."""
     images = SourceImages(source, 64)
     train, held_out = (Keyed(images, part) for part in images.split(0.1, 0))
-    some = np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).astype(int)).tolist()
-    sides = [min(images.rule.shape(images.source.read(i), images.name(i))) for i in some]
+    sides = [min(images.rule.shape(images.source.read(i), images.name(i))) for i in evenly(len(images), LOOKED_AT)]
     said = tuple(sentences(train, held_out))
-    return Facts(source, len(train), len(train.names), images.records.has_texts, images.channels, float(median(sides)), said), images
+    return Facts(source, len(train), len(train.names), images.records.has_texts, images.channels, float(median(sides)), said)
 
 
 def begin(source: str, run: Path, hours: float | None, size: int | None, text_encoder: str | None) -> Plan:
@@ -75,7 +74,7 @@ def begin(source: str, run: Path, hours: float | None, size: int | None, text_en
         return found
     if any((run / stage).is_dir() for stage in STAGES):
         raise UserError(f"{run} holds a run already: choose another --run")
-    facts, _ = facts_of(source)
+    facts = facts_of(source)
     print("\n".join(facts.sentences), flush=True)
     if text_encoder is not None and not facts.has_texts:
         raise UserError("--text-encoder was given, but the images have no captions: leave it out")
@@ -110,12 +109,14 @@ def finish(found: Plan, run: Path, began: float) -> None:
     images = SourceImages(found.facts.path, found.shape.size)
     train, _ = images.split(0.1, 0)
     device, last, best = device_of("auto"), run / "diffusion" / "model", run / "diffusion" / "checkpoints" / "best.ckpt"
-    paths = [str(last), *([str(best)] if best.is_file() and _step_of(best) != model_folder.load(last).card["steps"] else [])]
-    guided, network, candidates = bool(model_folder.load(last).model.conditioner.inputs), features(), list[Candidate]()
+    newest = model_folder.load(last)
+    paths = [str(last), *([str(best)] if best.is_file() and _step_of(best) != newest.card["steps"] else [])]
+    guided, network, candidates = bool(newest.model.conditioner.inputs), features(), list[Candidate]()
+    count = 4 if limit() is not None else min(MOST, max(64, len(train)))
     if network is not None:
         print("which checkpoint, and which guidance:")
         judge = Judge(network, images, train.tolist(), device)
-        candidates = choose(judge, paths, 4 if limit() is not None else min(MOST, max(64, len(train))), guided)
+        candidates = choose(judge, paths, count, guided)
         chosen = candidates[0]
     else:
         print("no network to compare pictures in is installed (pip install 'ldm[eval]'): the last checkpoint is taken")
@@ -123,31 +124,31 @@ def finish(found: Plan, run: Path, began: float) -> None:
     loaded = model_folder.load(chosen.path)
     config = with_scale(SamplingConfig.of(loaded.card), chosen.scale)
     model_folder.save(loaded.model, run / "model", {**loaded.card, "sampling": config.described(), "chosen": asdict(chosen)})
-    count = 4 if limit() is not None else SAMPLES
-    shown = samples(model_folder.load(run / "model"), images, train.tolist(), device, chosen.scale, count)
+    shown = samples(loaded, images, train.tolist(), device, chosen.scale, 4 if limit() is not None else SAMPLES)
     as_image(grid(shown, COLUMNS)).save(run / "samples.png")
-    _write_report(found, run, candidates, time.monotonic() - began)
+    figures: dict[str, Any] = {"images": found.facts.images, "classes": found.facts.classes, "px": found.shape.size}
+    figures["minutes of this start"] = (time.monotonic() - began) / 60
+    if network is not None:
+        figures[f"FD-{network.name} of {count} samples to the training images, {STEPS} steps"] = chosen.distance
+    distance = "" if network is None else f"FD-{network.name}"
+    _write_report(found, run, figures, candidates, distance, chosen.scale, loaded.card["steps"])
 
 
 def _step_of(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
-def _write_report(found: Plan, run: Path, candidates: list[Candidate], seconds: float) -> None:
-    facts, shape = found.facts, found.shape
+def _write_report(
+    found: Plan, run: Path, figures: dict[str, Any], candidates: list[Candidate], distance: str, scale: float, steps: int
+) -> None:  # fmt: skip
+    facts = found.facts
     reconstructions = max((run / "autoencoder" / "pictures").glob("reconstructions_*.png"), key=lambda file: file.name)
-    card = model_folder.load(run / "model").card
-    network = features()
-    distance = "" if network is None else f"FD-{network.name}"
-    figures: dict[str, Any] = {"images": facts.images, "classes": facts.classes, "px": shape.size, "minutes of this start": seconds / 60}
-    if candidates:
-        figures[f"{distance} of {min(MOST, max(64, facts.images))} samples to the training images, {12} steps"] = candidates[0].distance
     report.write(
         run / "report.html",
         title=f"A latent diffusion model of {Path(facts.path).name}",
-        summary=f"{facts.images:,} images; {card['steps']:,} steps of the diffusion model; made by ldm {version('ldm')}.",
+        summary=f"{facts.images:,} images; {steps:,} steps of the diffusion model; made by ldm {version('ldm')}.",
         samples=report.embedded(run / "samples.png"),
-        samples_caption=f"Samples with guidance {card['chosen']['scale']:g}, one per seed, of conditions spread over the training images.",
+        samples_caption=f"Samples with guidance {scale:g}, one per seed, of conditions spread over the training images.",
         reconstructions=report.embedded(reconstructions),
         figures=report.table(figures),
         candidates=candidates,

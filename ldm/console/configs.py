@@ -39,9 +39,10 @@ def find_configs(arguments: list[str]) -> list[str]:
 def _without_number_of_classes(arguments: list[str]) -> list[str]:
     """Without the option that earlier versions needed where today the conditioner itself follows from the data."""
     at = [i for i, one in enumerate(arguments) if one.startswith(NUM_CLASSES)]
+    if not at or any(one.partition("=")[0] == "--model.conditioner" for one in arguments):
+        return arguments
     files = [read_yaml(Path(path)) for flag, path in pairwise(arguments) if flag == "-c"]
-    parts = [((file or {}).get("model") or {}).get("init_args") or {} for file in files]
-    if not at or any(one.partition("=")[0] == "--model.conditioner" for one in arguments) or any("conditioner" in one for one in parts):
+    if any("conditioner" in (((file or {}).get("model") or {}).get("init_args") or {}) for file in files):
         return arguments
     print(f"ldm: {NUM_CLASSES} follows from the data, as the conditioner does: leave it out", file=sys.stderr)
     return arguments[: at[0]] + arguments[at[0] + 1 + ("=" not in arguments[at[0]]) :]

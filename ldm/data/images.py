@@ -21,7 +21,7 @@ from ldm.data.pixels import Resize, fitted, rule_of
 from ldm.data.records import Record, Records
 from ldm.data.sources.arrays import Depth
 from ldm.data.sources.source import Report
-from ldm.data.split import Split, given_split, split, split_by_position
+from ldm.data.split import Split, evenly, given_split, split, split_by_position
 from ldm.errors import UserError
 from ldm.ranges import ValueRange
 
@@ -166,9 +166,8 @@ class SourceImages(Images):
     @cached_property
     def deep_maps(self) -> bool:
         """Whether maps have 16 bits: those of one set all have, or none, by the headers of a few."""
-        some = np.unique(np.linspace(0, len(self) - 1, 20).astype(int)).tolist()
         kinds = set[str]()
-        for path in map(self._map_path, some):
+        for path in map(self._map_path, evenly(len(self), 20)):
             with opened(path, header_only=True) as image:
                 kinds.add(kind_of(image))
         return kinds != {"8"}

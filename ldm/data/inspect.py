@@ -18,6 +18,7 @@ from ldm.data.decode import naming, opened
 from ldm.data.images import SourceImages
 from ldm.data.modes import as_rgb, deep_values, kind_of
 from ldm.data.report import sentences
+from ldm.data.split import evenly
 from ldm.data.transforms import as_image
 from ldm.errors import UserError
 from ldm.ranges import to_float, to_uint8
@@ -178,7 +179,7 @@ def _duplicates(images: SourceImages, looks: dict[int, Look], held_out: set[int]
 def contact_sheet(path: str, side: int = 96, **options: Any) -> Image.Image:
     """Up to SHOWN images, evenly chosen, as a model sees them, each above its class and its caption."""
     images = SourceImages(path, side, **options)
-    chosen = np.unique(np.linspace(0, len(images) - 1, SHOWN).astype(int)).tolist()
+    chosen = evenly(len(images), SHOWN)
     columns, words = min(10, len(chosen)), 14 * (bool(images.names) + images.records.has_texts)
     cell = (side + 6, side + words + 6)
     sheet = Image.new("RGB", (columns * cell[0] + 6, -(-len(chosen) // columns) * cell[1] + 6), "white")

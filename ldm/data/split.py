@@ -46,6 +46,11 @@ def split_by_position(count: int, val_fraction: float, seed: int) -> Split:
     return _sides(held_out)
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """At most so many of the numbers below `count`, in order and evenly chosen, the first and the last among them."""
+    return [int(i) for i in np.unique(np.linspace(0, count - 1, most).astype(int))]
+
+
 def hashes(names: Iterable[str], seed: int) -> np.ndarray:
     """A number in [0, 1) for each name, float64 (N,)."""
     key = str(seed).encode()

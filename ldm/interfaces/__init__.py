@@ -40,7 +40,7 @@ from ldm.interfaces.diffusion import (
     Sampler,
     TimeSampler,
 )
-from ldm.interfaces.factory import Factory, argument, built, class_of, required
+from ldm.interfaces.factory import Factory, argument, built, required
 from ldm.interfaces.sampling import Task, TaskInput
 
 __all__ = [
@@ -48,5 +48,5 @@ __all__ = [
     "Classifier", "Cond", "Condition", "Conditioner", "ConditioningImage", "Corruption", "Denoise", "Denoiser", "Discriminator",
     "Factory", "Features", "Guidance", "ImageInput", "Input", "Network", "Noise", "NoiseSchedule", "NumberInput", "Objective",
     "Posterior", "Predict", "Reconstruction", "ReconstructionMetric", "Sampler", "Task", "TaskInput", "TextInput", "TimeSampler",
-    "TrainingData", "argument", "built", "class_of", "required",
+    "TrainingData", "argument", "built", "required",
 ]  # fmt: skip

