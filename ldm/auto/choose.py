@@ -14,10 +14,9 @@ from ldm.interfaces import Features
 from ldm.metrics.distances import Statistics, frechet_distance
 from ldm.metrics.features import Lite0Features, MobileNetV2, measured
 from ldm.nn.pretrained import has_lite0
-from ldm.ranges import to_uint8
+from ldm.sampling.like import samples_like
 from ldm.sampling.model import Model
-from ldm.sampling.pipeline import generate
-from ldm.sampling.request import SampleRequest, SamplingConfig, SeedNoise
+from ldm.sampling.request import SamplingConfig
 
 SCALES = (1.0, 1.5, 2.5)  # of classifier-free guidance
 STEPS = 12  # of the pictures that are only measured
@@ -62,12 +61,9 @@ def samples(
     steps: int | None = None,
 ) -> Tensor:  # fmt: skip
     """uint8 (count,C,H,W): pictures of the conditions of images of a set, evenly chosen."""
-    model = Model(loaded, str(device))
     chosen = [indices[i * len(indices) // count] for i in range(count)]
-    requests = [SampleRequest(i, SeedNoise(0, i), model.condition_of(images.records[index])) for i, index in enumerate(chosen)]
-    config = with_scale(SamplingConfig.of(loaded.card), scale).resolved(model.network.latents)
-    config = config if steps is None else replace(config, steps=steps)
-    return to_uint8(generate(model.network, requests, config, model.classes)).cpu()
+    config = with_scale(SamplingConfig.of(loaded.card), scale)
+    return samples_like(Model(loaded, str(device)), images, chosen, config if steps is None else replace(config, steps=steps))
 
 
 def with_scale(config: SamplingConfig, scale: float) -> SamplingConfig:

@@ -202,7 +202,7 @@ def described(found: Plan) -> list[str]:
     """What was chosen and why, in sentences."""
     shape, machine, speed = found.shape, found.machine, found.speed
     first, second = found.seconds
-    where = f"{machine.devices} GPU{'s' if machine.devices > 1 else ''} (bf16)" if machine.device == "cuda" else f"{machine.cores} cores"
+    where = _counted(machine.devices, "GPU") + " (bf16)" if machine.device == "cuda" else _counted(machine.cores, "core")
     condition = "the captions" if found.text_encoder else f"{found.facts.classes} classes" if found.facts.classes else "no condition"
     return [
         f"trains {found.hours:.2g} hours on {where}: {first / 60:.1f} minutes for the autoencoder ({found.first_steps:,} steps of "
@@ -212,6 +212,10 @@ def described(found: Plan) -> list[str]:
         f"{condition}{f', both starting from the model {shape.start}' if shape.start else ''}; "
         f"measured: {1 / speed.first:.1f} and {1 / speed.second:.1f} steps a second",
     ]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 def from_data(data: dict[str, Any]) -> Plan:
