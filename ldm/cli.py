@@ -5,12 +5,11 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import traceback
 from importlib import import_module
-from types import FrameType
 
 from ldm.errors import Stopped, UserError, nearest
+from ldm.signals import Signals
 
 COMMANDS = {
     "inspect": ("ldm.commands.inspect", "what a folder, an archive, a table of images holds"),
@@ -70,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"ldm: there is no command {name!r}; the commands are {nearest(name, COMMANDS, 20)}", file=sys.stderr)
         return 2
-    with _interrupted() as received:
+    with Signals(at_once=True) as signals:
         try:
             status: int = import_module(COMMANDS[name][0]).main(name, rest)
             return status
@@ -84,10 +83,10 @@ def main(arguments: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except KeyboardInterrupt:
-            return _end(name, "stopped", 128 + (received or [signal.SIGINT])[0])
+            return _end(name, "stopped", 128 + (signals.number or signal.SIGINT))
         except SystemExit as error:
-            if received and error.code == 1:  # Lightning's end after a KeyboardInterrupt
-                return _end(name, "stopped", 128 + received[0])
+            if signals.number and error.code == 1:  # Lightning's end after a KeyboardInterrupt
+                return _end(name, "stopped", 128 + signals.number)
             if isinstance(error.code, int) or error.code is None:
                 return error.code or 0
             raise
@@ -100,7 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _end(name: str, message: str, status: int) -> int:
-    print(f"ldm {name}: {' '.join(message.split())}", file=sys.stderr)
+    if message:  # one process of several says it
+        print(f"ldm {name}: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 
@@ -111,27 +111,6 @@ def _report(name: str, arguments: list[str], error: Exception) -> int:
     said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     print(f"ldm {name}: this is a fault of ldm ({said}).  Please report it with the file {file.name}", file=sys.stderr)
     return 70  # EX_SOFTWARE
-
-
-class _interrupted:
-    """SIGINT and SIGTERM raise KeyboardInterrupt, so that every command that takes long ends in good order; a list says which came."""
-
-    def __enter__(self) -> list[int]:
-        self.received: list[int] = []
-        plain = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-        main_thread = threading.current_thread() is threading.main_thread()
-        self.before = {number: handler for number, handler in plain.items() if main_thread and signal.getsignal(number) == handler}
-        for number in self.before:
-            signal.signal(number, self._raise)
-        return self.received
-
-    def _raise(self, number: int, frame: FrameType | None) -> None:
-        self.received.append(number)
-        raise KeyboardInterrupt
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

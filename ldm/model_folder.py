@@ -6,9 +6,8 @@ The only place that builds classes from names, and it builds only parts of ldm a
 import dataclasses
 import hashlib
 import importlib
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,18 @@ import safetensors.torch
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from ldm.card import checked
 from ldm.errors import UserError, nearest
+from ldm.files import PART, read_yaml, replacing, sync, write_atomically
 from ldm.interfaces import Buildable
 from ldm.registry import current_arguments, current_path
 
 FORMAT = 1
-CONFIG = "config.yaml"  # of a model folder
+CONFIG, WEIGHTS = "config.yaml", "model.safetensors"  # of a model folder
 SHIPPED = Path(__file__).parent / "models"
+FROZEN = 50_000  # parameters of text encoders and the like, which are loaded from elsewhere
 CHECKPOINT_KEY = "ldm"  # what a training checkpoint holds beside Lightning's own entries
 
 
@@ -76,18 +79,6 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file is there whole or not at all, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-
-
 def save(
     model: nn.Module, folder: str | Path, card: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None, half: bool = False
 ) -> None:
@@ -99,8 +90,12 @@ def save(
     state = {name: (t.half() if half and t.is_floating_point() else t).detach().cpu().contiguous() for name, t in state.items()}
     data = safetensors.torch.save(state)
     config = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), "card": dict(card), "model": describe(model)}
-    write_atomically(Path(folder) / "model.safetensors", data)
-    write_atomically(Path(folder) / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+    weights_path, config_path = Path(folder) / WEIGHTS, Path(folder) / CONFIG
+    # both are on the disk before the first takes its place: where the process ends between the two, `load` finds the other (`_config_of`)
+    with replacing(config_path) as new_config:
+        new_config.write_bytes(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+        sync(new_config)
+        write_atomically(weights_path, data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,37 +134,104 @@ def load(path: str | Path, trusted: Iterable[str] = ()) -> Loaded:
     folder = find(path)
     if folder.is_file():
         return _load_checkpoint(folder, trusted)
-    config_path, weights_path = folder / CONFIG, folder / "model.safetensors"
+    weights_path = folder / WEIGHTS
     if not weights_path.is_file():
         raise UserError(f"no model at {str(path)!r}: {weights_path} is missing")
+    data = weights_path.read_bytes()
+    config = _config_of(folder, hashlib.sha256(data).hexdigest())
     try:
-        config = yaml.safe_load(config_path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{config_path} is not valid YAML: {error}") from error
+        weights = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{weights_path} holds no weights that can be read: {error}") from error
+    model = _built(config["model"], trusted, weights, folder / CONFIG)
+    load_weights(model, weights, weights_path)
+    return Loaded(model.eval(), checked(config["card"], folder / CONFIG), config["sha256"])
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a model folder, without its weights."""
+    return checked(_read_config(folder / CONFIG)["card"], folder / CONFIG)
+
+
+def require_free(folder: Path, overwrite: bool) -> None:
+    """UserError where a folder that is to be written holds a model already."""
+    if (folder / CONFIG).is_file() and not overwrite:
+        raise UserError(f"{folder} holds a model: choose another --out, or give --overwrite")
+
+
+def settle(folder: Path) -> None:
+    """Finish what a process that was killed in `save` had begun: the weights of its model are there, their description waits."""
+    weights = folder / WEIGHTS
+    waiting = list(folder.glob(f".{Path(CONFIG).stem}.*{PART}.yaml")) if weights.is_file() else []
+    if waiting:
+        sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+        for path in waiting:
+            with suppress(UserError):
+                if _read_config(path)["sha256"] == sha256:
+                    path.replace(folder / CONFIG)
+                    return
+
+
+def _config_of(folder: Path, sha256: str) -> dict[str, Any]:
+    """The description that belongs to weights of this hash: config.yaml, or one that was about to become it when its writer was killed."""
+    config = _read_config(folder / CONFIG)
+    if config["sha256"] == sha256:
+        return config
+    for waiting in folder.glob(f".{Path(CONFIG).stem}.*{PART}.yaml"):
+        with suppress(UserError):
+            if (config := _read_config(waiting))["sha256"] == sha256:
+                return config
+    raise UserError(f"{folder / WEIGHTS} is damaged or was exchanged: its hash is not the one in {CONFIG}")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_yaml(path)
     if not isinstance(config, dict):
         config = {}
     if missing := {"format", "sha256", "card", "model"} - config.keys():
-        raise UserError(f"{config_path} is not a model description: it lacks {', '.join(sorted(missing))}")
+        raise UserError(f"{path} is not a model description: it lacks {', '.join(sorted(missing))}")
     if config["format"] != FORMAT:
-        raise UserError(f"{config_path} is not a model description of format {FORMAT}: write the folder again with this version of ldm")
-    data = weights_path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != config["sha256"]:
-        raise UserError(f"{weights_path} is damaged or was exchanged: its hash is not the one in config.yaml")
-    model = build(config["model"], trusted)
-    load_weights(model, safetensors.torch.load(data), weights_path)
-    return Loaded(model.eval(), config["card"], config["sha256"])
+        raise UserError(f"{path} is not a model description of format {FORMAT}: write the folder again with this version of ldm")
+    return config
+
+
+def _built(spec: Any, trusted: Iterable[str], weights: Mapping[str, Tensor], where: Path) -> nn.Module:
+    """`build` for a description of unknown origin, which ends: 10^9 blocks would not."""
+    allowed, made = len(weights) * 4 + FROZEN, 0
+
+    def count(module: nn.Module, name: str, parameter: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > allowed:
+            raise UserError(f"{where} describes a larger model than the {len(weights)} weights beside it")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        model = build(spec, trusted)
+    except (RuntimeError, MemoryError, OverflowError, AttributeError, AssertionError, KeyError, IndexError, ZeroDivisionError) as error:
+        said = str(error).splitlines()[0] if str(error) else ""
+        raise UserError(f"the model in {where} cannot be built: {said} ({type(error).__name__})") from error
+    finally:
+        hook.remove()
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{where} describes no model, but {type(model).__name__}")
+    return model
 
 
 def _load_checkpoint(path: Path, trusted: Iterable[str]) -> Loaded:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        entry = checkpoint[CHECKPOINT_KEY]
+        entry, state = checkpoint[CHECKPOINT_KEY], checkpoint["state_dict"]
+        spec, card, averaged = entry["model"], entry["card"], entry.get("averaged", {})
+        weights = {name.removeprefix("model."): t for name, t in state.items() if name.startswith("model.")}
+        if not all(isinstance(t, Tensor) for t in (*weights.values(), *averaged.values())):
+            raise TypeError
+        weights = merged({**weights, **averaged})
     except Exception as error:  # torch.load raises many kinds: zip, pickle, key, runtime
         raise UserError(f"{path} is not a checkpoint written by `ldm fit` ({type(error).__name__})") from error
-    model = build(entry["model"], trusted)
-    weights = {name.removeprefix("model."): t for name, t in checkpoint["state_dict"].items() if name.startswith("model.")}
-    load_weights(model, merged({**weights, **entry.get("averaged", {})}), path)
-    return Loaded(model.eval(), entry["card"], hashlib.sha256(path.read_bytes()).hexdigest())
+    model = _built(spec, trusted, weights, path)
+    load_weights(model, weights, path)
+    return Loaded(model.eval(), checked(card, path), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -184,7 +246,10 @@ def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """All of the model's, and no others."""
+    """All of the model's, and no others; UserError where they do not fit, or are not finite."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UserError(f"{name} in {path} is not finite: these weights make no pictures; take an earlier checkpoint, or train again")
     try:
         model.load_state_dict({name: tensor for name, tensor in weights.items()})
     except RuntimeError as error:

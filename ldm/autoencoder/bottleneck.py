@@ -190,8 +190,8 @@ class FSQ(Discrete):
         self.register_buffer("levels", torch.tensor(levels).view(-1, 1, 1), persistent=False)
 
     def _grid(self, z: Tensor) -> Tensor:
-        """[-1, 1] -> nearest whole number of 0 .. level - 1."""
-        return ((z.float() + 1) / 2 * (self.levels - 1)).round().clamp(min=0).minimum(self.levels - 1)
+        """[-1, 1] -> nearest whole number of 0 .. level - 1; of NaN 0, as there is no code for it."""
+        return ((z.float().nan_to_num(-1) + 1) / 2 * (self.levels - 1)).round().clamp(min=0).minimum(self.levels - 1)
 
     def project(self, moments: Tensor) -> Tensor:
         return torch.tanh(moments.float())

@@ -11,10 +11,10 @@ from ldm.console.shorten import IMAGES, limit
 from ldm.data.images import Images, open_images
 from ldm.data.report import told
 from ldm.errors import UserError
+from ldm.files import write_atomically
 from ldm.interfaces import Features
 from ldm.metrics.distances import Statistics, frechet_distance, kernel_distance
 from ldm.metrics.features import MobileNetV2, measured
-from ldm.model_folder import write_atomically
 from ldm.sampling.model import device_of
 
 OPTIONS = [

@@ -16,8 +16,8 @@ from ldm.data.report import told
 from ldm.diffusion.guidance import CFG
 from ldm.diffusion.likelihood import bits_per_dim
 from ldm.errors import UserError
+from ldm.files import write_atomically
 from ldm.latents.likelihood import bound, density
-from ldm.model_folder import write_atomically
 from ldm.ranges import to_float
 from ldm.sampling.model import load
 

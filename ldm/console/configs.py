@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ldm.errors import UserError, nearest
+from ldm.files import read_yaml
 from ldm.registry import current_arguments, current_path
 
 _PACKAGE = Path(__file__).parent.parent
@@ -27,6 +28,10 @@ def find_configs(arguments: list[str]) -> list[str]:
     """
     found: list[str] = []
     for argument in arguments:
+        if found and found[-1] == "--run":
+            argument = _plain_path(argument)
+        elif argument.startswith("--run="):
+            argument = f"--run={_plain_path(argument.partition('=')[2])}"
         if found and found[-1] in ("-c", "--config"):
             found[-1:] = [part for path in find_config(argument) for part in ("-c", str(path))]
         elif argument.startswith("--config="):
@@ -48,6 +53,11 @@ def _without_number_of_classes(arguments: list[str]) -> list[str]:
     return arguments[: at[0]] + arguments[at[0] + 1 + ("=" not in arguments[at[0]]) :]
 
 
+def _plain_path(path: str) -> str:
+    """The same folder in one spelling, as other settings begin with it."""
+    return str(Path(path).expanduser())
+
+
 def _todays_option(argument: str) -> str:
     name, equals, value = argument.partition("=")
     if name not in OLD_OPTIONS:
@@ -66,6 +76,8 @@ def find_config(name: str) -> list[Path]:
     today = _in_todays_names(content, str(path))
     if not isinstance(today, dict):
         return [path]
+    if isinstance(today.get("run"), str):
+        today["run"] = _plain_path(today["run"])
     below = find_config(str(base)) if (base := today.pop("base", None)) is not None else []
     if today == content:
         return [*below, path]
@@ -100,14 +112,6 @@ def _in_todays_names(value: Any, file: str) -> Any:
         print(f"ldm: {file} has old arguments of {name}: they are now {', '.join(fitting)}", file=sys.stderr)
         found["init_args"] = fitting
     return found
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
 
 
 def read_config(name: str) -> dict[str, Any]:

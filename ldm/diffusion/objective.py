@@ -201,8 +201,8 @@ class Importance(Wrapper):
         return loss / (self.bins * chance)
 
     def _remember(self, chosen: Tensor, loss: Tensor) -> None:
-        sums = torch.zeros(2, self.bins, device=loss.device)
-        sums.index_add_(1, chosen, torch.stack([loss.square(), torch.ones_like(loss)]))
+        sums, finite = torch.zeros(2, self.bins, device=loss.device), loss.square().isfinite()
+        sums.index_add_(1, chosen, torch.stack([torch.where(finite, loss, 0).square(), finite.float()]))  # such a step is skipped
         if dist.is_initialized():
             dist.all_reduce(sums)
         total, count = sums

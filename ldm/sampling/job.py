@@ -13,8 +13,8 @@ from torch import Tensor
 from ldm.data.sources.trees import MANIFEST
 from ldm.data.transforms import grid
 from ldm.errors import UserError
+from ldm.files import write_atomically
 from ldm.locking import lock
-from ldm.model_folder import write_atomically
 from ldm.sampling.request import SampleRequest
 from ldm.sampling.settings import settings_in, to_json
 from ldm.sampling.writer import picture_path, png, read_shown, write_picture, write_values

@@ -1,13 +1,11 @@
 """A plan becomes pictures in a folder: chunk by chunk, each written as soon as it is made."""
 
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -20,9 +18,10 @@ from ldm.data.films import VIDEO, timing_of
 from ldm.data.sources.trees import MANIFEST
 from ldm.data.transforms import grid
 from ldm.errors import Stopped, UserError
+from ldm.files import write_atomically
 from ldm.frames import side_by_side
 from ldm.latents.model import LatentDiffusion
-from ldm.model_folder import Loaded, write_atomically
+from ldm.model_folder import Loaded
 from ldm.ranges import ValueRange, to_uint8
 from ldm.sampling.job import GRID, OutputFolder
 from ldm.sampling.pipeline import default_chunk_size, each_chunk, generate, require_finite
@@ -32,6 +31,7 @@ from ldm.sampling.settings import settings_of
 from ldm.sampling.tasks import Inpaint
 from ldm.sampling.watermark import SMALLEST, mark
 from ldm.sampling.writer import frames_in, picture_path, png, write_trajectory
+from ldm.signals import Interrupted, Signals
 
 PREVIEWED = 16  # pictures in preview.png
 BAR = "{l_bar}{bar}| {n:.4g}/{total} [{elapsed}<{remaining}, {rate_fmt}]"  # n is a fraction while pictures are in work
@@ -182,40 +182,25 @@ def advance(bar: Any, share: float) -> None:
 
 
 def run(job: Job) -> None:
-    """All pending pictures on the model's device, with a progress bar; a signal ends it after the picture in work."""
-    with stopping() as signals, tqdm(total=len(job.pending), desc="Sampling", unit="img", bar_format=BAR) as bar:
-        for _ in each_chunk(job.model, job.pending, job.chunk_size, lambda some: job.make(some, partial(advance, bar))):
-            bar.n = job.done  # exactly, whatever the steps were worth
-            bar.refresh()
-            if signals and job.done < len(job.pending):
-                break
-    if signals and job.done < len(job.pending):
+    """All pending pictures on the model's device, with a progress bar; a signal ends it at the next step, and what is made is kept."""
+    with Signals() as signals, tqdm(total=len(job.pending), desc="Sampling", unit="img", bar_format=BAR) as bar:
+
+        def on_step(share: float) -> None:
+            if signals.number:
+                raise Interrupted
+            advance(bar, share)
+
+        try:
+            for _ in each_chunk(job.model, job.pending, job.chunk_size, lambda some: job.make(some, on_step)):
+                bar.n = job.done  # exactly, whatever the steps were worth
+                bar.refresh()
+        except Interrupted:
+            pass
+    if job.done < len(job.pending):
         job.finish()
         there, count = len(job.plan.requests) - len(job.pending) + job.done, len(job.plan.requests)
         where = job.folder.folder
-        raise Stopped(signals[0], f"stopped, {there} of {count} pictures are in {where}; the same command makes the rest")
-
-
-@contextmanager
-def stopping() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; the second one of a kind ends the process as usual."""
-    received = list[int]()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers: a notebook's kernel, a server
-        yield received
-        return
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        raise Stopped(signals.number, f"stopped, {there} of {count} pictures are in {where}; the same command makes the rest")
 
 
 def write_animation(job: Job, source: str) -> list[str]:

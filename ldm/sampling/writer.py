@@ -14,8 +14,8 @@ from torch import Tensor
 from ldm.data.decode import opened, read_pixels
 from ldm.data.film_writer import write_film
 from ldm.data.transforms import as_image, grid
+from ldm.files import write_atomically
 from ldm.frames import side_by_side
-from ldm.model_folder import write_atomically
 from ldm.ranges import ValueRange
 from ldm.sampling.settings import TEXT_KEY, settings_in, to_json
 
