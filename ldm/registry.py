@@ -21,6 +21,7 @@ MOVED_MODULES = {
     "ldm.diffusion.tasks": "ldm.sampling.tasks",
     "ldm.conditioning.together": "ldm.conditioning.composite",
 }
+MOVED = {"ldm.callbacks.show.wandb_logger": "ldm.callbacks.loggers.WandbLog"}
 RENAMED = {"Together": "CompositeConditioner", "Smaller": "Downscale", "Blurred": "GaussianBlur", "Grey": "Grayscale"}
 
 # Arguments of earlier versions, by class: their name today; None: they have no meaning any more.
@@ -31,6 +32,8 @@ Part = TypeVar("Part")
 
 def current_path(class_path: str) -> str:
     """The class path of today for one of an earlier version."""
+    if class_path in MOVED:
+        return MOVED[class_path]
     module, _, name = class_path.rpartition(".")
     moved = MOVED_MODULES.get(module, module)
     return f"{moved}.{RENAMED.get(name, name) if moved.startswith('ldm') or not moved else name}".lstrip(".")

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "ldm"
-CORE = {"interfaces", "errors", "ranges", "frames", "locking", "draws"}  # imported by all
+CORE = {"interfaces", "errors", "ranges", "frames", "locking", "files", "signals", "draws"}  # imported by all
 ALLOWED = {
     "errors": set(),
     "ranges": {"errors"},
     "frames": set(),
     "locking": set(),
+    "files": {"errors", "locking"},
+    "signals": set(),
+    "card": {"errors", "ranges"},
     "draws": set(),
     "interfaces": {"errors", "ranges", "draws"},
     "registry": {"errors"},
@@ -25,7 +28,8 @@ ALLOWED = {
     "autoencoder": CORE | {"nn"},
     "metrics": CORE | {"nn"},
     "interop": CORE | {"autoencoder"},
-    "model_folder": {"interfaces", "errors", "registry"},
+    "model_folder": {"interfaces", "errors", "files", "card", "registry"},
+    "run_folder": {"errors", "files", "locking", "model_folder"},
     "latents": CORE | {"diffusion", "model_folder"},
     "sampling": CORE | {"diffusion", "conditioning", "latents", "data", "degradations", "autoencoder", "model_folder", "registry"},
     "stages": CORE | {"diffusion", "conditioning", "latents", "sampling", "model_folder", "registry"},
@@ -34,8 +38,8 @@ ALLOWED = {
     "console": CORE | {"registry", "model_folder"},  # what the commands' command lines share
     "commands": CORE
     | {"data", "degradations", "diffusion", "conditioning", "metrics", "interop", "latents", "sampling", "stages", "callbacks", "auto"}
-    | {"console", "model_folder", "registry"},
-    "cli": {"errors", "commands"},  # commands by name, when one is run
+    | {"console", "model_folder", "run_folder", "registry"},
+    "cli": {"errors", "signals", "commands"},  # commands by name, when one is run
     "__main__": {"cli"},
     "__init__": {"commands", "data", "sampling"},  # when it is asked for
 }

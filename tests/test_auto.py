@@ -20,6 +20,7 @@ from ldm.auto import report
 from ldm.auto.choose import Candidate, choose
 from ldm.auto.plan import FIRST_BATCH, SECOND_BATCH, SIZES, Facts, Machine, Plan, Shape, Speed, described, from_data, plan
 from ldm.auto.speed import machine, measure
+from ldm.callbacks.loggers import CSVLog
 from ldm.cli import main
 from ldm.commands.train import parse
 from ldm.errors import UserError
@@ -160,7 +161,7 @@ def test_one_command_trains_goes_on_and_reports(quick: None, tmp_path: Path, cap
     assert "was begun with --hours 0.1: leave --hours out to go on" in capsys.readouterr().err
     (run / "train.json").unlink()
     assert main(command) == 1
-    assert "holds a run already: choose another --run" in capsys.readouterr().err
+    assert "choose another --run, or give --overwrite" in capsys.readouterr().err
 
 
 def test_what_is_no_set_of_pictures_is_refused_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,10 +194,13 @@ def test_the_checkpoint_and_the_guidance_of_the_least_distance_are_taken(monkeyp
 
 
 def test_curves_of_a_run_that_was_started_twice(tmp_path: Path) -> None:
-    for number, rows in enumerate(("step,train/loss\n0,1.0\n10,0.5\n", "step,train/loss\n10,0.4\n20,0.2\n")):
-        folder = tmp_path / "diffusion" / "logs" / f"version_{number}"
-        folder.mkdir(parents=True)
-        (folder / "metrics.csv").write_text(rows)
+    (tmp_path / "diffusion" / "logs").mkdir(parents=True)
+    (tmp_path / "diffusion" / "logs" / "metrics.csv").write_text("step,train/loss\n0,1.0\n10,0.5\n")
+    log = CSVLog(str(tmp_path / "diffusion"))
+    log.begin(10)  # from a checkpoint of step 10
+    log.log_metrics({"train/loss": 0.4}, 10)
+    log.log_metrics({"train/loss": 0.2, "val/loss": 0.3}, 20)
+    log.save()
     (curve,) = report.curves(tmp_path / "diffusion")
     assert (curve.name, curve.last, curve.low, curve.high) == ("diffusion: train/loss", 20, "0.2", "1")
     assert curve.points == "50.0,10.0 230.0,145.0 410.0,190.0"

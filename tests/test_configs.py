@@ -33,7 +33,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 RUNNABLE = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.read_text().startswith("# ldm fit")]
 OWN = ["-c trainer/gpu.yaml", "-c data/emoji.yaml", "-c data/digits.yaml", "-c data/folder.yaml", "--data.path PICTURES"]
 EMOJI = ["--model.first_stage emoji", "--model.init emoji", "--model.objective.teacher emoji"]
-LIMITS = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1", "--data.batch_size=2"]
+LIMITS = ["--overwrite", "--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1", "--data.batch_size=2"]
 TINY = {"AutoencoderStage": ["--model.autoencoder.channels=32"], "DiffusionStage": ["--model.sampling_steps=2"]}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from ldm.model_folder import write_atomically
+from ldm.files import write_atomically
 
 WIDTH, HEIGHT, LEFT, TOP = 360, 180, 50, 10  # px of a curve's plot
 SHOWN = ("train/loss", "val/psnr", "val/loss", "val/reconstruction")
@@ -27,9 +27,10 @@ class Curve:
 
 
 def curves(stage: Path) -> list[Curve]:
-    """The metrics that a stage's CSV logs hold, of all times that it was started."""
+    """The metrics that a stage's CSV log holds."""
     found = dict[str, dict[int, float]]()
-    for file in sorted(stage.glob("logs/*/metrics.csv"), key=lambda path: path.stat().st_mtime):
+    file = stage / "logs" / "metrics.csv"
+    if file.is_file():
         with file.open(encoding="utf-8") as rows:
             for row in csv.DictReader(rows):
                 for name in SHOWN:

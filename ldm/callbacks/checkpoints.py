@@ -1,94 +1,219 @@
 """Checkpoints that survive crashes and signals, and the model folder at the end."""
 
-import os
-import signal
-import threading
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
 from ldm import model_folder
 from ldm.callbacks.ema import EMA
+from ldm.errors import Stopped, UserError
+from ldm.files import replacing
+from ldm.signals import Signals
+
+LAST, BROKEN = "last.ckpt", "exception.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames, so that a crash never destroys the previous checkpoint; loads without executing code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with replacing(Path(path)) as temporary, _Watched(temporary) as file:
+            torch.save(checkpoint, file)  # type: ignore[arg-type]
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return read_checkpoint(Path(path), map_location)
+
+
+class _Watched:
+    """A file to write to; where the disk refuses, that is what is raised, not what torch.save makes of it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def __enter__(self) -> "_Watched":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            self._file.close()
+        finally:
+            if self._error is not None:
+                raise self._error
+
+
+def read_checkpoint(path: Path, map_location: Any = None) -> dict[str, Any]:
+    """The content of a checkpoint of `ldm fit`; no code in it is executed.
+
+    UserError where it is none, or damaged; it names the newest whole one beside it.
+    """
+    try:
+        found: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        if not isinstance(found, dict):
+            raise TypeError
+    except Exception as error:  # torch.load raises many kinds: zip, pickle, key, runtime
+        whole = next((other for other in by_age(path.parent) if other != path and _is_whole(other)), None)
+        remedy = "leave --ckpt_path out to start anew" if whole is None else f"the newest whole one there is --ckpt_path {whole}"
+        raise UserError(f"{path} is damaged, or no checkpoint of `ldm fit` ({type(error).__name__}): {remedy}") from error
+    return found
+
+
+def by_age(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first."""
+    return sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return "state_dict" in torch.load(path, map_location="meta", weights_only=True)
+    except Exception:  # whatever it is, it is not whole
+        return False
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's, but last.ckpt is the last step also of a run that ends between two checkpoints, and going on from there is exact."""
+    """Lightning's, but last.ckpt is the last step of a run whatever ends it, and going on from there is exact.
+
+    A signal's is last.ckpt as well; what an exception interrupts goes into exception.ckpt, beside the last good one, unless there is
+    none.  Weights that are not finite are not saved: UserError.
+    """
+
+    started, _saved = False, -1  # whether steps were made; the step of last.ckpt
+    _loops: dict[str, Any]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.started = True
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.global_step == trainer.max_steps:  # at the end of training Lightning has begun the next epoch
+        last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.global_step == trainer.max_steps or trainer.should_stop or last_epoch:
+            self._save(trainer)  # later, Lightning has begun the next epoch
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if trainer.should_stop and trainer.state.fn == TrainerFn.FITTING:
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.max_steps < 0:
+        if self._saved != trainer.global_step:
             self._save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if not (self.save_on_exception and self.started and self.dirpath and trainer.global_step):
+            return
+        if isinstance(exception, (Stopped, BrokenPipeError)):  # raised between two steps, on all ranks
+            if self._saved != trainer.global_step:
+                self._save(trainer)
+        elif not isinstance(exception, (NotFinite, KeyboardInterrupt)) and trainer.is_global_zero:
+            last = Path(self.dirpath) / LAST
+            path = last.with_name(BROKEN) if last.is_file() else last
+            require_finite(trainer, pl_module)
+            # without the barrier of trainer.save_checkpoint, to which other ranks may never come
+            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(False), path)
+            print(f"what was reached at step {trainer.global_step}, where this ended, is in {path}")
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What the loops were when the last batch ended: a run that is stopped in a validation goes on from there."""
+        self._loops = trainer.fit_loop.state_dict()
+        for part in ("total", "current"):
+            self._loops["epoch_loop.batch_progress"][part]["completed"] -= 1
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.validating and trainer.state.status == TrainerStatus.INTERRUPTED:
+            checkpoint["loops"]["fit_loop"] = self._loops
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        require_finite(trainer, trainer.lightning_module)
+        super()._save_checkpoint(trainer, filepath)
 
     def _save(self, trainer: L.Trainer) -> None:
         if self.save_last and self.dirpath is not None:
-            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+            require_finite(trainer, trainer.lightning_module)
+            trainer.save_checkpoint(Path(self.dirpath) / LAST)
+            self._saved = trainer.global_step
 
 
-class Stopped(SystemExit):
-    """A signal asked the run to stop; the exit status is 128 + its number."""
+class NotFinite(UserError):
+    """Weights that no checkpoint should hold."""
+
+
+def require_finite(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """A NotFinite where a weight, or an average of one, is no number."""
+    averaged = [t for callback in trainer.callbacks if isinstance(callback, EMA) for t in callback.averaged.values()]  # type: ignore[attr-defined]
+    tensors = [t for t in (*module.state_dict().values(), *averaged) if t.is_floating_point() and t.numel()]
+    if tensors and not bool(torch.stack(torch._foreach_norm(tensors, float("inf"))).isfinite().all()):
+        raise NotFinite(
+            f"the weights are not finite at step {trainer.global_step}: the last checkpoint stays as it was; go on from it with "
+            "--ckpt_path last and a lower learning rate, or with precision 32-true or bf16-mixed"
+        )
+
+
+class LastValidation(L.Callback):
+    """The last step is followed by a validation, whatever `val_check_interval` is."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == trainer.max_steps and trainer.check_val_every_n_epoch is None:
+            trainer.val_check_batch = trainer.fit_loop.epoch_loop.total_batch_idx + 1  # Lightning asks whether it divides this number
 
 
 class GracefulStop(L.Callback):
-    """Ctrl-C and SIGTERM end the run after an optimizer step with a checkpoint; a second Ctrl-C ends it at once.
+    """A signal (ldm/signals.py) ends the run after an optimizer step, or a batch of a validation, with a checkpoint; a second Ctrl-C
+    ends it at once.
 
     List it after EMA, so that the average has seen the step.
     """
 
     def __init__(self) -> None:
-        self._received, self._previous = 0, dict[int, Any]()
+        self._signals = Signals()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._received = number
+        self._signals = Signals()
+        self._signals.__enter__()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
-        number = self._received
+        self._stop_if_asked(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:  # fmt: skip
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._stop_if_asked(trainer, pl_module)
+
+    def _stop_if_asked(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        number = self._signals.number
         if trainer.world_size > 1:  # all ranks stop at the same step
             number = int(trainer.strategy.reduce(torch.tensor(number, device=pl_module.device), reduce_op="max"))
         if number:
-            self._restore()
-            raise Stopped(128 + number)  # ModelCheckpoint(save_on_exception=True) saves
+            there = f"stopped at step {trainer.global_step}; the same command with --ckpt_path last goes on from there"
+            raise Stopped(number, there if trainer.is_global_zero else "")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._restore()
+        self._leave()
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        """Signals do what they did before the training."""
+        self._signals.__exit__()
 
 
 class ModelFolder(L.Callback):
@@ -108,5 +233,6 @@ class ModelFolder(L.Callback):
         """A run that goes on from its last step trains nothing, and Lightning then leaves `on_train_end` out."""
         if not self.written and 0 < trainer.max_steps <= trainer.global_step:
             if trainer.is_global_zero:
-                print(f"step {trainer.global_step} was the last one already: nothing was left to train")
+                at = f"the run is at step {trainer.global_step} of {trainer.max_steps}"
+                print(f"{at}: nothing was left to train; raise --trainer.max_steps to go on")
             self.on_train_end(trainer, pl_module)

@@ -38,9 +38,13 @@ class EMA(L.Callback):
         if trainer.global_step == self.step:
             return  # gradients are still accumulating
         self.step = trainer.global_step
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        decay = self.decay_at(self.step)
         weights = self.trained(pl_module)
         torch._foreach_lerp_(list(self.averaged.values()), [weights[name] for name in self.averaged], 1 - decay)
+
+    def decay_at(self, step: int) -> float:
+        """Of the average, which is warmed up."""
+        return min(self.decay, (1 + step) / (10 + step))
 
     def _swap(self, pl_module: L.LightningModule) -> None:
         weights = self.trained(pl_module)

@@ -31,7 +31,8 @@ class SkipNonFinite(L.Callback):
         self._counts = torch.stack([total + bad, row, torch.maximum(row, most)])
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._counts is None or trainer.global_step % min(self.limit, trainer.log_every_n_steps):  # type: ignore[attr-defined]
+        every = min(self.limit, trainer.log_every_n_steps or self.limit)  # type: ignore[attr-defined]
+        if self._counts is None or trainer.global_step % every:
             return
         skipped, _, in_a_row = self._counts.tolist()
         pl_module.log("train/skipped_steps", float(skipped), batch_size=1)

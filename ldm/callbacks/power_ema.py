@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ldm.callbacks.ema import EMA
 from ldm.errors import UserError
-from ldm.model_folder import CHECKPOINT_KEY, write_atomically
+from ldm.files import write_atomically
+from ldm.model_folder import CHECKPOINT_KEY
 
 
 def gamma_of(std: float) -> float:

@@ -1,6 +1,5 @@
-"""What a run shows: progress, pictures, loggers."""
+"""What a run shows: progress and pictures."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 
 from ldm.data.transforms import as_image, grid
 from ldm.ranges import to_uint8
+from ldm.signals import Interrupted, breakable
 
 
 class Progress(TQDMProgressBar):
@@ -55,20 +54,18 @@ class Pictures(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or self._batch is None:
             return
-        pictures: dict[str, Tensor] = module.pictures(self._batch)  # type: ignore[operator]
+        try:
+            with breakable():
+                pictures: dict[str, Tensor] = module.pictures(self._batch)  # type: ignore[operator]
+        except Interrupted:  # the training stops at its next batch
+            return
         for name, images in pictures.items():
             height, width = images.shape[2:]
             picture = as_image(grid(to_uint8(images), max(1, self.columns * height // width)))
             Path(self.folder).mkdir(parents=True, exist_ok=True)
             picture.save(Path(self.folder) / f"{name}_{trainer.global_step:07d}.png")
+            captions = getattr(module, "captions", {}).get(name)
+            shown = [picture] if captions is None else [as_image(one) for one in to_uint8(images)]
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
-                    logger.log_image(f"val/{name}", [picture])
-
-
-def wandb_logger(project: str = "ldm", save_dir: str = ".", name: str | None = None) -> Logger:
-    """Weights & Biases; offline where there is neither WANDB_API_KEY nor a stored login (upload later with `wandb sync`)."""
-    stored = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    known = bool(os.environ.get("WANDB_API_KEY")) or (stored.is_file() and "wandb" in stored.read_text())
-    Path(save_dir).mkdir(parents=True, exist_ok=True)
-    return WandbLogger(project=project, save_dir=save_dir, name=name, offline=not known)
+                    logger.log_image(f"val/{name}", shown, step=trainer.global_step, caption=captions or [""])

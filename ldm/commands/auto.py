@@ -21,7 +21,7 @@ from ldm.auto.choose import MOST, STEPS, Candidate, Judge, choose, features, sam
 from ldm.auto.plan import Facts, Plan, described, from_data, plan
 from ldm.auto.speed import LEAST_SECONDS, machine, measure
 from ldm.commands import train as fit
-from ldm.console.options import Option, number, parse, path, square
+from ldm.console.options import Option, number, parse, path, square, switch
 from ldm.console.shorten import limit
 from ldm.data.batches import Keyed
 from ldm.data.images import SourceImages
@@ -29,7 +29,8 @@ from ldm.data.report import sentences
 from ldm.data.split import evenly
 from ldm.data.transforms import as_image, grid
 from ldm.errors import Stopped, UserError
-from ldm.model_folder import write_atomically
+from ldm.files import write_atomically
+from ldm.run_folder import RunFolder
 from ldm.sampling.model import device_of
 from ldm.sampling.request import SamplingConfig
 
@@ -38,6 +39,7 @@ OPTIONS = [
     Option("--hours", "how long it may take; default: a sensible time, which it says first", number, None, "H"),
     Option("--run", "folder to write; default: runs/ and the name of the path", path, None, "FOLDER"),
     Option("--size", "px of the pictures; default: what the images and the time allow", square, None, "PX"),
+    Option("--overwrite", "start anew in a folder that holds a run, which is removed", switch, False),
     Option("--text-encoder", "folder or package of a text encoder, where the images have captions", path, None, "FOLDER"),
 ]
 STATE = "train.json"  # of a run: what it does, for the next start of the same command
@@ -61,7 +63,7 @@ def begin(source: str, run: Path, hours: float | None, size: int | None, text_en
     if state.is_file():
         found = from_data(json.loads(state.read_text()))
         if found.facts.path != source:
-            raise UserError(f"{run} is a training on {found.facts.path!r}: choose another --run")
+            raise UserError(f"{run} is a training on {found.facts.path!r}: choose another --run, or give --overwrite")
         changed = {
             "--hours": (hours, found.hours),
             "--size": (size, found.shape.size),
@@ -72,8 +74,8 @@ def begin(source: str, run: Path, hours: float | None, size: int | None, text_en
                 raise UserError(f"{run} was begun with {name} {kept}: leave {name} out to go on, or choose another --run")
         print(f"goes on in {run}")
         return found
-    if any((run / stage).is_dir() for stage in STAGES):
-        raise UserError(f"{run} holds a run already: choose another --run")
+    if any(RunFolder(run / stage).holds for stage in STAGES):
+        raise UserError(f"{run} holds a run that `ldm train` did not begin: choose another --run, or give --overwrite")
     facts = facts_of(source)
     print("\n".join(facts.sentences), flush=True)
     if text_encoder is not None and not facts.has_texts:
@@ -89,16 +91,14 @@ def begin(source: str, run: Path, hours: float | None, size: int | None, text_en
 def done(run: Path, stage: str, steps: int) -> bool:
     """Whether a stage has come to its end."""
     folder = run / stage / "model"
-    return (folder / model_folder.CONFIG).is_file() and (limit() is not None or model_folder.load(folder).card["steps"] >= steps)
+    return (folder / model_folder.CONFIG).is_file() and (limit() is not None or model_folder.read_card(folder)["steps"] >= steps)
 
 
-def run_stage(arguments: list[str], run: Path, stage: str, devices: int) -> int:
+def run_stage(arguments: list[str], devices: int) -> int:
     """`ldm fit` with these arguments, from its last checkpoint on if there is one; returns its status."""
     logger = [] if os.environ.get("WANDB_API_KEY") else ["-c", "trainer/csv.yaml"]
     position = arguments.index("trainer/gpu.yaml" if "trainer/gpu.yaml" in arguments else "trainer/cpu.yaml") + 1
-    quiet = [*arguments[:position], *logger, *arguments[position:], "--trainer.enable_model_summary", "false"]
-    if (run / stage / "checkpoints" / "last.ckpt").is_file():
-        quiet += ["--ckpt_path", "last"]
+    quiet = [*arguments[:position], *logger, *arguments[position:], "--trainer.enable_model_summary", "false", "--ckpt_path", "auto"]
     if devices > 1:  # its ranks are started by the command line anew, which has to be that of `ldm fit`
         return subprocess.run([sys.executable, "-m", "ldm", *quiet]).returncode
     return fit.main("fit", quiet[1:])
@@ -124,14 +124,15 @@ def finish(found: Plan, run: Path, began: float) -> None:
     loaded = model_folder.load(chosen.path)
     config = with_scale(SamplingConfig.of(loaded.card), chosen.scale)
     model_folder.save(loaded.model, run / "model", {**loaded.card, "sampling": config.described(), "chosen": asdict(chosen)})
-    shown = samples(loaded, images, train.tolist(), device, chosen.scale, 4 if limit() is not None else SAMPLES)
-    as_image(grid(shown, COLUMNS)).save(run / "samples.png")
+    pictures = samples(loaded, images, train.tolist(), device, chosen.scale, 4 if limit() is not None else SAMPLES)
+    as_image(grid(pictures, COLUMNS)).save(run / "samples.png")
     figures: dict[str, Any] = {"images": found.facts.images, "classes": found.facts.classes, "px": found.shape.size}
     figures["minutes of this start"] = (time.monotonic() - began) / 60
     if network is not None:
         figures[f"FD-{network.name} of {count} samples to the training images, {STEPS} steps"] = chosen.distance
     distance = "" if network is None else f"FD-{network.name}"
-    _write_report(found, run, figures, candidates, distance, chosen.scale, loaded.card["steps"])
+    shown = [replace(one, path=str(Path(one.path).relative_to(run))) for one in candidates]
+    _write_report(found, run, figures, shown, distance, chosen.scale, loaded.card["steps"])
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -168,7 +169,8 @@ def commands(found: Plan, run: Path) -> list[str]:
 
 
 def train(
-    path: str, hours: float | None = None, run: str | None = None, size: int | None = None, text_encoder: str | None = None
+    path: str, hours: float | None = None, run: str | None = None, size: int | None = None, text_encoder: str | None = None,
+    overwrite: bool = False,
 ) -> Path:  # fmt: skip
     """Train both stages on the pictures of a path; returns the run's folder, with the model, samples and a report.
 
@@ -177,6 +179,10 @@ def train(
     began = time.monotonic()
     source = str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
     folder = Path(run).expanduser() if run else Path("runs") / (Path(source).resolve().name.split(".")[0] or "mine")
+    if overwrite:
+        for stage in STAGES:
+            RunFolder(folder / stage).clear()
+        (folder / STATE).unlink(missing_ok=True)
     found = begin(source, folder, hours, size, text_encoder)
     print("\n".join([*described(found), f"pictures on the way: {folder}/autoencoder/pictures, {folder}/diffusion/pictures"]), flush=True)
     for (stage, what), arguments in zip(STAGES.items(), found.fit(str(folder)).values(), strict=True):
@@ -185,8 +191,11 @@ def train(
             print(f"{what} is trained already")
             continue
         print(f"\n$ ldm {' '.join(map(quote, arguments))}", flush=True)
-        if status := run_stage(arguments, folder, stage, found.machine.devices):
+        status = run_stage(arguments, found.machine.devices)
+        if status > 128:
             raise Stopped(status - 128, "stopped; the same command goes on from there")
+        if status:
+            raise UserError(f"training {what} ended with status {status}; what went wrong is said above")
     finish(found, folder, began)
     print("\n".join(["", "the same by hand:", *commands(found, folder), ""]))
     print(f"{folder / 'samples.png'} shows the model in {folder / 'model'}; {folder / 'report.html'} has all about it")

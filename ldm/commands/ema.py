@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ldm import model_folder
 from ldm.callbacks.power_ema import reconstruct, stored
 from ldm.commands.evaluate import features_of
-from ldm.console.options import DEVICE, Option, number, numbers, parse, path, whole
+from ldm.console.options import DEVICE, Option, number, numbers, parse, path, switch, whole
 from ldm.console.shorten import IMAGES, limit
 from ldm.data.images import Images, Subset, open_images
 from ldm.errors import UserError
@@ -19,9 +19,10 @@ from ldm.interfaces import Autoencoder, Features
 from ldm.metrics.distances import Statistics, frechet_distance
 from ldm.metrics.features import MobileNetV2
 from ldm.ranges import to_float, to_uint8
+from ldm.sampling.like import samples_like
 from ldm.sampling.model import Model, device_of
-from ldm.sampling.pipeline import CHUNK_SIZE, generate
-from ldm.sampling.request import SampleRequest, SamplingConfig, SeedNoise
+from ldm.sampling.pipeline import CHUNK_SIZE
+from ldm.sampling.request import SamplingConfig
 
 LENGTHS = [0.03, 0.05, 0.07, 0.1, 0.14]
 
@@ -34,19 +35,21 @@ OPTIONS = [
     Option("--reference", "images to choose by (FD): a folder, `emoji`, `digits`; stage 1 reconstructs them", path, None, "SET"),
     Option("--n", "how many of them; default: 256", whole(2), 256, "N"),
     Option("--features", "in which they are compared; default: MobileNetV2", base=Features, rooms=("metrics",)),
+    Option("--overwrite", "replace a model that is there", switch, False),
     DEVICE,
 ]  # fmt: skip
 
 
 def ema(
     run: str, out: str, std: float | None = None, step: int | None = None, candidates: Sequence[float] = tuple(LENGTHS),
-    reference: str | None = None, n: int = 256, features: Features | None = None, device: str = "auto",
+    reference: str | None = None, n: int = 256, features: Features | None = None, overwrite: bool = False, device: str = "auto",
 ) -> int:  # fmt: skip
     """Make a model folder with an average of another length, of what a run with -c trainer/power-ema.yaml stored."""
     place = device_of(device)
     n = IMAGES if limit() is not None else n
     if (std is None) == (reference is None):
         raise UserError("give either --std, or --reference to choose the best of the candidates by")
+    model_folder.require_free(Path(out), overwrite)
     loaded, averages = model_folder.load(Path(run) / "model"), Path(run) / "averages"
     known = sorted({number for _, number, _ in stored(averages)})
     step = known[-1] if step is None else step
@@ -86,12 +89,10 @@ def pictures(loaded: model_folder.Loaded, images: Images, chosen: list[int], dev
             x = to_float(images.pixels(index)[None].to(device))
             found.append(model.decode(model.encode(x).mode()))
         return to_uint8(torch.cat(found)).cpu()
-    ready = Model(loaded, str(device))
-    requests = [SampleRequest(i, SeedNoise(0, i), ready.condition_of(images.records[index])) for i, index in enumerate(chosen)]
-    config = SamplingConfig.of(loaded.card).resolved(ready.network.latents)
+    config = SamplingConfig.of(loaded.card)
     with tqdm(total=len(chosen), desc="Sampling", unit="img") as bar:
         share = CHUNK_SIZE / config.num_steps
-        return to_uint8(generate(ready.network, requests, config, ready.classes, on_step=lambda: bar.update(share))).cpu()
+        return samples_like(Model(loaded, str(device)), images, chosen, config, lambda: bar.update(share))
 
 
 def main(command: str, arguments: list[str]) -> int:

@@ -2,23 +2,31 @@
 
 import json
 import os
-import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ldm import registry
-from ldm.callbacks.checkpoints import Stopped
+from ldm.callbacks.checkpoints import LAST, ModelFolder
+from ldm.callbacks.overfitting import Best
+from ldm.callbacks.power_ema import PowerEMA
+from ldm.callbacks.show import Pictures
 from ldm.console.configs import find_configs
 from ldm.console.lightning import PARSER, of_worker, plain_errors, quiet
 from ldm.console.shorten import IMAGES, limit, training_options
 from ldm.data.module import ImageData
 from ldm.errors import UserError
+from ldm.files import write_atomically
+from ldm.run_folder import CHECKPOINTS, CONFIG, RunFolder
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.diffusion import DiffusionStage
+
+WRITERS = (ModelFolder, Pictures, Best, PowerEMA)  # callbacks that a dry run does without
 
 
 class CLI(LightningCLI):
@@ -27,7 +35,31 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str, default="runs/default", help="folder of this run; configs refer to it as ${run}")
         parser.link_arguments("data", "model.init_args.data", apply_on="instantiate")
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to go on from, or `last` or `best` of this run")
+        goes_on = "checkpoint to go on from: a file, `last` or `best` of this run, or `auto`: the last one if there is one"
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=goes_on)
+        parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run, which is removed")
+
+    @property
+    def folder(self) -> RunFolder:
+        """Of the stage."""
+        return RunFolder(self.trainer.default_root_dir)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The whole configuration as plain data, in which paths below the run's folder begin with ${run}."""
+        self._dump_config()
+        run = str(self.config.run)
+
+        def kept(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: kept(item) for key, item in value.items()}
+            if isinstance(value, list):
+                return [kept(item) for item in value]
+            below = isinstance(value, str) and (value == run or value.startswith(f"{run}/"))
+            return f"${{run}}{value[len(run) :]}" if below else value
+
+        found = {name: value for name, value in self.config_dump.items() if name not in ("run", "ckpt_path", "overwrite", "config")}
+        return dict(kept(found))
 
 
 def parse(arguments: list[str]) -> CLI:
@@ -39,21 +71,26 @@ def parse(arguments: list[str]) -> CLI:
             ImageData,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=None,  # `fit` writes it
             parser_kwargs={**PARSER, "prog": "ldm", "usage": "ldm COMMAND [-c FILE ...] [--OPTION VALUE ...]"},
             run=False,
             args=[*find_configs(arguments), *training_options()],
             seed_everything_default=0,
+            auto_configure_optimizers=False,  # the stages do
         )
 
 
-def checkpoint_path(cli: CLI) -> str | None:
-    given = cli.config.ckpt_path
-    named = Path(cli.trainer.default_root_dir) / "checkpoints" / f"{given}.ckpt"
-    path = named if given in ("last", "best") else given
-    if path is not None and not Path(path).is_file():
-        raise UserError(f"there is no checkpoint {str(path)!r} to go on from: leave --ckpt_path out to start anew")
-    return None if path is None else str(path)
+def checkpoint_path(cli: CLI) -> Path | None:
+    """The checkpoint that --ckpt_path means; None: to start anew."""
+    given, folder = cli.config.ckpt_path, cli.folder.path / CHECKPOINTS
+    if given is None:
+        return None
+    path = folder / f"{given}.ckpt" if given in ("last", "best") else folder / LAST if given == "auto" else Path(given).expanduser()
+    if path.is_file():
+        return path
+    if given == "auto":
+        return None
+    raise UserError(f"there is no checkpoint {str(path)!r} to go on from: leave --ckpt_path out to start anew, or give `auto`")
 
 
 def require_writable(folder: Path) -> None:
@@ -64,15 +101,32 @@ def require_writable(folder: Path) -> None:
 
 
 def fit(cli: CLI) -> int:
-    try:
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint_path(cli))
-    except Stopped as stop:
-        print(f"stopped at step {cli.trainer.global_step}; the same command with --ckpt_path last goes on from there", file=sys.stderr)
-        return int(stop.code or 1)
+    """Train; where a run lies in the folder already, only on its own checkpoint or with --overwrite."""
+    path, folder, trainer = checkpoint_path(cli), cli.folder, cli.trainer
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return _fit(cli, path)
+    if not cli.config.overwrite and (path is None or folder.path.resolve() not in path.resolve().parents):
+        folder.require_free("fit")
+    if (rank_zero_only.rank or 0) > 0:  # type: ignore[attr-defined]
+        return _fit(cli, path)  # the first process has the lock
+    with folder.owned("fit"):
+        if cli.config.overwrite and path is None:
+            folder.clear()
+        saved = {"run": str(cli.config.run), **cli.model.settings}
+        write_atomically(folder.path / CONFIG, yaml.safe_dump(saved, sort_keys=False, allow_unicode=True).encode())
+        return _fit(cli, path)
+
+
+def _fit(cli: CLI, path: Path | None) -> int:
+    if cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        kept = [one for one in cli.trainer.callbacks if not isinstance(one, WRITERS)]  # type: ignore[attr-defined]
+        cli.trainer.callbacks = kept  # type: ignore[attr-defined]
+    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=None if path is None else str(path))
     if cli.trainer.is_global_zero:
         found = cli.trainer.callback_metrics.items()
         metrics = {name: round(float(value), 4) for name, value in found if "/latent_" not in name}
-        print(f"step {cli.trainer.global_step}, {json.dumps(metrics)}\nthe model is in {Path(cli.trainer.default_root_dir) / 'model'}")
+        there = "nothing is kept, as it was a dry run" if cli.trainer.fast_dev_run else f"the model is in {cli.folder.path / 'model'}"  # type: ignore[attr-defined]
+        print(f"step {cli.trainer.global_step}, {json.dumps(metrics)}\n{there}")
     return 0
 
 
@@ -100,14 +154,13 @@ def evaluate(cli: CLI, command: str) -> int:
         raise UserError(
             f"`{command}` needs a checkpoint: --ckpt_path FILE, `last` for this run's last one, or, in stage 1, --model.init MODEL"
         )
-    results = getattr(cli.trainer, command)(cli.model, cli.datamodule, ckpt_path=path)
+    results = getattr(cli.trainer, command)(cli.model, cli.datamodule, ckpt_path=None if path is None else str(path))
     if cli.trainer.is_global_zero:
-        target = Path(cli.trainer.default_root_dir) / f"{command}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = cli.folder.path / f"{command}.json"
         facts = {**results[0], "n": len(cli.datamodule.sets[1]), "size": cli.datamodule.size}
         if isinstance(cli.model, AutoencoderStage):
             facts["made"] = [metric.made for metric in cli.model.metrics if metric.made]
-        target.write_text(json.dumps(facts, indent=1))
+        write_atomically(target, json.dumps(facts, indent=1).encode())
         print(f"written to {target}")
     return 0
 
@@ -120,7 +173,8 @@ def main(command: str, arguments: list[str]) -> int:
         arguments = [one for one in arguments if one not in ("--check", "--prune")]
     try:
         cli = parse(arguments)
-        require_writable(Path(cli.trainer.default_root_dir))
+        require_writable(cli.folder.path)
+        cli.model.settings = cli.settings
         cli.model.check(cli.datamodule)  # before loggers and devices are started
         if limit() is not None:
             for images in cli.datamodule.sets:

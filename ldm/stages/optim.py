@@ -25,6 +25,15 @@ class AdamW:
     warmup: int = 100
     decay: Literal["constant", "cosine"] = "constant"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.lr < math.inf:
+            raise UserError(f"the optimizer's lr is {self.lr:g}; allowed is 0 or more, usual are 1e-5 to 1e-3")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"the optimizer's betas are {list(self.betas)}; allowed is 0 to less than 1 for both")
+        if not 0 <= self.weight_decay < math.inf or self.warmup < 0:
+            given = f"weight_decay is {self.weight_decay:g}, its warmup {self.warmup}"
+            raise UserError(f"the optimizer's {given}; both must be 0 or more")
+
     def factor(self, step: int, max_steps: int) -> float:
         """What lr is multiplied by at a step from 0 to max_steps."""
         warm = min(1.0, (step + 1) / max(self.warmup, 1))

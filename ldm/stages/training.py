@@ -1,10 +1,11 @@
 """What the training stages share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -15,6 +16,7 @@ from ldm.interfaces import Autoencoder, Batch, ConditioningImage, Posterior, Tra
 from ldm.latents.space import LatentSpace
 from ldm.ranges import to_float
 from ldm.stages.plain import PlainData, as_batch
+from ldm.stages.resume import changes, follow_optimizer, require_same_model
 from ldm.stages.vocabulary import by_name, follow, follow_moments, sentence, tables
 
 
@@ -24,6 +26,7 @@ class TrainingStage(L.LightningModule):
     model: Any  # an nn.Module and Buildable
     seed: int
     inherited: tuple[Sequence[str], dict[str, Tensor]] | None = None  # classes and their tables of what it starts from
+    settings: Mapping[str, Any] = {}
     _plain: tuple[PlainData] | None = None
 
     @property
@@ -157,8 +160,26 @@ class TrainingStage(L.LightningModule):
             follow_moments(optimizer["state"], where, old, new)
         self._say(sentence(old, new, any(names.values())))
 
+    def _follow_settings(self, checkpoint: dict[str, Any]) -> None:
+        """Today's where they may differ from the checkpoint's, which is said; UserError where they may not."""
+        entry = checkpoint[model_folder.CHECKPOINT_KEY]
+        require_same_model(entry["model"], model_folder.describe(self.model))
+        if (size := entry["card"].get("size", self.data.size)) != self.data.size:
+            raise UserError(f"data.size is {self.data.size}, in the checkpoint {size}: leave it, or start a new run with --model.init")
+        if entry.get("settings") and self.settings and (differing := changes(entry["settings"], self.settings)):
+            self._say(f"other than in the checkpoint, and used from here on: {', '.join(differing)}")
+        configured: Any = self.configure_optimizers()
+        follow_optimizer(checkpoint, configured)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes classes by name, goes on at the image at which it stopped, and says which of its weights do not fit."""
+        """Takes classes by name and today's settings, goes on at the image at which it stopped, and refuses another model."""
+        entry = checkpoint.get(model_folder.CHECKPOINT_KEY)
+        if not isinstance(entry, dict) or missing_of(entry, "model", "card") or missing_of(checkpoint, "state_dict", "global_step"):
+            raise UserError(
+                "this is no checkpoint of `ldm fit`: leave --ckpt_path out to start anew, or start from a model with --model.init"
+            )
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._follow_settings(checkpoint)
         self._follow_classes(checkpoint)
         self._follow_batches(checkpoint)
         found, own = checkpoint["state_dict"], self.state_dict()
@@ -175,6 +196,7 @@ class TrainingStage(L.LightningModule):
         """The model's description goes into the checkpoint, so that it can be rebuilt from it alone."""
         entry = checkpoint.setdefault(model_folder.CHECKPOINT_KEY, {})
         entry |= {"model": model_folder.describe(self.model), "card": self.card(), "batch": self._images_at_once()}
+        entry |= {"settings": self.settings} if self.settings else {}
 
     def _images_at_once(self) -> int:
         """Images that all ranks see between two counts of Lightning's batches; 0 of a plain loader."""
@@ -190,6 +212,11 @@ class TrainingStage(L.LightningModule):
         progress |= {name: images // now for name in ("ready", "started", "processed", "completed")}
         self.data.resumed = images
         self._say(f"the batch was {before} images and is {now}: this goes on after image {images} of the epoch")
+
+
+def missing_of(found: Mapping[str, Any], *names: str) -> list[str]:
+    """Those of the names that are not there."""
+    return [name for name in names if name not in found]
 
 
 def _sample(batch: Batch, index: int, seed: int) -> Batch:

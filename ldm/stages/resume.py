@@ -1,0 +1,69 @@
+"""Going on from a checkpoint: which settings are today's, and which have to be the checkpoint's."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ldm.errors import UserError
+from ldm.registry import current_arguments, current_path
+
+# of a model's description: what may differ, as it changes no weight (dropout), or is followed by name (classes)
+FREE = ("dropout", "num_classes", "cond_drop_prob")
+ELSEWHERE = ("trainer.default_root_dir", "trainer.logger", "trainer.callbacks.Pictures.folder")  # where things are written
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Settings by their option's name: {"model.optimizer.lr": 0.002}; a part's own name is that of its class."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        path = current_path(str(value["class_path"])).rpartition(".")[2]
+        return {name: path, **flat(current_arguments(path, value.get("init_args") or {}), name)}
+    if isinstance(value, Mapping):
+        found = dict[str, Any]()
+        for key, item in value.items():
+            found |= flat(item, f"{name}.{key}" if name else str(key))
+        return found
+    if isinstance(value, Sequence) and any(isinstance(item, Mapping) for item in value):
+        found = {}
+        for i, item in enumerate(value):
+            part = item.get("class_path") if isinstance(item, Mapping) else None
+            found |= flat(item, f"{name}.{current_path(str(part)).rpartition('.')[2] if part else i}")
+        return found
+    return {name: list(value) if isinstance(value, tuple) else value}
+
+
+def changes(before: Any, now: Any) -> list[str]:
+    """What differs between the settings of a checkpoint and today's, as `name old -> new`."""
+    old, new = flat(before), flat(now)
+    names = [name for name in {**old, **new} if not name.startswith(ELSEWHERE)]
+    return [f"{name} {_shown(old, name)} -> {_shown(new, name)}" for name in names if old.get(name) != new.get(name)]
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return str(settings[name]) if name in settings else "(none)"
+
+
+def require_same_model(before: Any, now: Any) -> None:
+    """A UserError where a checkpoint's model is described otherwise than today's: its weights would mean something else."""
+    old, new = flat(before, "model"), flat(now, "model")
+    for name in old.keys() & new.keys():
+        if old[name] != new[name] and not name.endswith(FREE):
+            raise UserError(
+                f"{name} is {new[name]}, in the checkpoint {old[name]}: a run goes on with the model that it began with; leave that "
+                "option as it was, or start a new run from the checkpoint with --model.init"
+            )
+
+
+def follow_optimizer(checkpoint: dict[str, Any], configured: Mapping[str, Any]) -> None:
+    """Put today's learning rates, their end, weight decay and betas into the checkpoint's optimizer and schedule.
+
+    configured: what configure_optimizers gives.  The moments and the number of steps stay the checkpoint's.
+    """
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    for state, schedule in zip(checkpoint["optimizer_states"], checkpoint["lr_schedulers"], strict=True):
+        if len(state["param_groups"]) != len(optimizer.param_groups):
+            continue  # Lightning says so
+        steps = schedule["last_epoch"]
+        rates = [base * factor(steps) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        for group, today, rate in zip(state["param_groups"], optimizer.param_groups, rates, strict=True):
+            group |= {name: value for name, value in today.items() if name != "params"}
+            group["lr"] = rate
+        schedule |= {"base_lrs": list(scheduler.base_lrs), "_last_lr": rates}

@@ -1,0 +1,194 @@
+"""A run folder belongs to one run; what is resumed, signalled, written and read is what is said."""
+
+import errno
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import stage1
+from toys import latent_diffusion
+
+from ldm import model_folder
+from ldm.callbacks.loggers import CSVLog, WandbLog
+from ldm.cli import main
+from ldm.errors import UserError
+from ldm.files import refusal, replacing, sweep, write_atomically
+from ldm.run_folder import RunFolder
+from ldm.signals import Interrupted, Signals, breakable
+from ldm.stages.resume import changes, require_same_model
+
+CONSTANT = "--model.optimizer.decay=constant"
+
+
+def test_a_run_is_not_replaced_and_goes_on_with_todays_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = stage1(tmp_path, CONSTANT, "--ckpt_path=auto", "--trainer.limit_val_batches=1", steps=2)
+    assert main(first) == 0, "auto begins where there is nothing"
+    last = tmp_path / "autoencoder" / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    assert main([one for one in first if one != "--ckpt_path=auto"]) == 1
+    assert "--ckpt_path last, starts anew with --overwrite" in capsys.readouterr().err
+    assert main([*first, "--trainer.fast_dev_run=true", "--trainer.logger=false"]) == 0
+    assert last.read_bytes() == before
+    changed = ["--model.optimizer.lr=1e-6", "--model.optimizer.weight_decay=0.5"]
+    capsys.readouterr()
+    assert main([*stage1(tmp_path, CONSTANT, "--trainer.limit_val_batches=1", steps=4), *changed, "--ckpt_path=last"]) == 0
+    said = capsys.readouterr().out
+    assert "model.optimizer.lr 0.002 -> 1e-06" in said
+    assert "trainer.max_steps 2 -> 4" in said
+    group = torch.load(last, weights_only=True)["optimizer_states"][0]["param_groups"][0]
+    assert (group["initial_lr"], group["weight_decay"]) == (1e-6, 0.5)
+    assert group["lr"] <= 1e-6
+    assert main([*first, "--data.size=16"]) == 1
+    assert "in the checkpoint 32" in capsys.readouterr().err
+    last.write_bytes(before[:1000])
+    assert main(first) == 1
+    said = capsys.readouterr().err
+    assert "last.ckpt is damaged" in said
+    assert "best.ckpt" in said
+
+
+def test_every_end_leaves_a_checkpoint_and_a_saved_config_keeps_the_run(tmp_path: Path) -> None:
+    run = stage1(tmp_path / "a", "--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1", steps=1000)
+    assert main(run) == 0
+    assert torch.load(tmp_path / "a" / "autoencoder" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    saved = tmp_path / "a" / "autoencoder" / "fit.yaml"
+    assert yaml.safe_load(saved.read_text())["trainer"]["default_root_dir"] == "${run}/autoencoder"
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    assert main(["fit", "-c", str(saved), "--run", str(tmp_path / "b")]) == 0
+    assert (tmp_path / "b" / "autoencoder" / "model" / "config.yaml").is_file()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*") if path.is_file()} == stamps
+
+
+def test_a_folder_has_one_owner_and_is_swept(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / ".x.abc.part.ckpt").write_bytes(b"of a killed process")
+    with folder.owned("fit"):
+        assert not list(tmp_path.glob("*.part*"))
+        with pytest.raises(UserError, match=r"by `ldm fit`, process \d+"), RunFolder(tmp_path).owned("fit"):
+            pass
+        with replacing(tmp_path / "new.bin") as temporary:
+            assert sweep(tmp_path) == [], "what is being written stays"
+            temporary.write_bytes(b"1")
+    assert (tmp_path / "new.bin").read_bytes() == b"1"
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    code = f"""
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+from ldm.errors import UserError
+from ldm.files import write_atomically
+try:
+    write_atomically(Path({str(tmp_path / "f.bin")!r}), b"x" * 5000)
+except UserError as error:
+    sys.exit(str(error))
+"""
+    write_atomically(tmp_path / "f.bin", b"old")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "f.bin: File too large after 1,000 bytes" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["f.bin"]
+    assert (tmp_path / "f.bin").read_bytes() == b"old"
+    assert resource.getrlimit(resource.RLIMIT_FSIZE) != (1000, 1000)
+    assert refusal(tmp_path / "f", OSError(errno.EROFS, "Read-only file system"), 0).endswith("Read-only file system")
+
+
+def test_signals_are_noted_and_break_what_may_break() -> None:
+    with Signals() as signals:
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert signals.number == signal.SIGHUP
+        with pytest.raises(Interrupted), breakable():
+            raise AssertionError("it does not begin")
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGINT)  # the second of all
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.number == 0, "nohup"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_model_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    """A process that is killed between its two files leaves the new model, not a damaged one."""
+    model_folder.save(latent_diffusion(0), tmp_path, {"classes": [], "size": 16, "steps": 1})
+    old = (tmp_path / "config.yaml").read_bytes()
+    model_folder.save(latent_diffusion(1), tmp_path, {"classes": [], "size": 16, "steps": 2})
+    (tmp_path / "config.yaml").rename(tmp_path / ".config.abc.part.yaml")
+    (tmp_path / "config.yaml").write_bytes(old)
+    assert model_folder.load(tmp_path).card["steps"] == 2
+    model_folder.settle(tmp_path)
+    assert model_folder.read_card(tmp_path)["steps"] == 2
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "card", [{"size": -1}, {"size": 10**7}, {"classes": "abc"}, {"sampling": {}}, {"steps": -1}, {"cond_drop_prob": 2}, []], ids=str
+)
+def test_a_card_has_types_and_bounds(tmp_path: Path, card: object) -> None:
+    model_folder.save(latent_diffusion(), tmp_path, {"classes": [], "size": 16})
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config["card"] = {**config["card"], **card} if isinstance(card, dict) else card
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="the card in"):
+        model_folder.load(tmp_path)
+
+
+def test_weights_that_are_not_finite_and_endless_models_are_refused(tmp_path: Path) -> None:
+    model = latent_diffusion()
+    next(model.parameters()).data.view(-1)[0] = torch.nan
+    model_folder.save(model, tmp_path, {"classes": [], "size": 16})
+    with pytest.raises(UserError, match="is not finite"):
+        model_folder.load(tmp_path)
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config["model"]["init_args"]["network"]["init_args"]["num_blocks"] = 10**9
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="larger model"):
+        model_folder.load(tmp_path)
+    (tmp_path / "config.yaml").write_text("a: " + "[" * 3000 + "]" * 3000)
+    with pytest.raises(UserError, match="nested"):
+        model_folder.load(tmp_path)
+
+
+def test_settings_are_compared_by_their_options_names() -> None:
+    before = {"model": {"class_path": "ldm.X", "init_args": {"a": 1, "b": [1, 2]}}, "trainer": {"logger": [{"class_path": "L"}]}}
+    now = {"model": {"class_path": "X", "init_args": {"a": 2, "b": (1, 2), "c": None}}}
+    assert changes(before, now) == ["model.a 1 -> 2"]
+    with pytest.raises(UserError, match=r"model.a is 2, in the checkpoint 1"):
+        require_same_model(before["model"], now["model"])
+
+
+def test_one_csv_file_over_all_starts(tmp_path: Path) -> None:
+    for step in (0, 10):
+        log = CSVLog(str(tmp_path))
+        log.begin(step)
+        for at in (step, step + 10):
+            log.log_metrics({"train/loss": float(step)}, at)
+        log.save()
+    assert (tmp_path / "logs" / "metrics.csv").read_text().splitlines() == ["step,train/loss", "0,0.0", "10,10.0", "20,10.0"]
+
+
+def test_wandb_that_does_not_start_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETRC", "/proc/self/mem")  # nothing that can be read
+    log = WandbLog(save_dir=str(tmp_path / "run" / "autoencoder"))
+    calls = []
+
+    def init(**options: object) -> object:
+        calls.append(options.get("mode"))
+        if options.get("mode") != "disabled":
+            raise OSError("no network")
+        return type("Run", (), {"id": "x"})()
+
+    monkeypatch.setattr("wandb.init", init)
+    with pytest.warns(UserWarning, match="no network"):
+        assert log.experiment.id == "x"
+    assert calls == [None, "offline", "disabled"]
+    assert log._wandb_init["group"] == "run"
+    assert log._wandb_init["job_type"] == "autoencoder"
