@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     UserError, with the path and how many bytes were written, where the disk refuses.
     """
-    temporary: Path | None = None
+    temporary, written = None, 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, held = _temporary(path)
@@ -38,17 +38,15 @@ def replacing(path: Path) -> Iterator[Path]:
                 if os.name != "posix":  # pragma: no cover  Windows renames no open file
                     held.close()
                 os.replace(temporary, path)
-            except BaseException as error:
+            except BaseException:
                 written = temporary.stat().st_size if temporary.exists() else 0
                 temporary.unlink(missing_ok=True)
-                if isinstance(error, OSError):
-                    error.written = written  # type: ignore[attr-defined]
                 raise
         sync(path.parent)
     except OSError as error:
         if error.errno not in OF_THE_DISK or error.filename not in (None, str(path), str(path.parent), str(temporary)):
             raise
-        raise UserError(refusal(path, error, getattr(error, "written", 0))) from error
+        raise UserError(refusal(path, error, written)) from error
 
 
 def refusal(path: Path, error: OSError, written: int) -> str:

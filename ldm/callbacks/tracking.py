@@ -38,6 +38,7 @@ class Tracking(L.Callback):
         self._images, self._batches, self._waited, self._since, self._ended = 0, 0, 0.0, 0.0, 0.0
         self._flops: float | None = None  # of a step of one process
         self._counter: FlopCounterMode | None = None
+        self._made_of: dict[str, Any] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -49,7 +50,8 @@ class Tracking(L.Callback):
             if isinstance(logger, CSVLog):
                 logger.begin(trainer.global_step)
         if trainer.is_global_zero:
-            self._log(trainer, {"made_of": made_of(trainer, pl_module)})
+            self._made_of = made_of(trainer, pl_module)  # hashing the data and the first stage takes a while
+            self._log(trainer, {"made_of": self._made_of})
         self._since = self._ended = time.monotonic()
 
     @staticmethod
@@ -109,7 +111,7 @@ class Tracking(L.Callback):
                 self._artifact(logger, trainer, pl_module)
 
     def _artifact(self, logger: WandbLogger, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        facts = {"steps": trainer.global_step, **made_of(trainer, pl_module)}
+        facts = {"steps": trainer.global_step, **(self._made_of or made_of(trainer, pl_module))}
         name = "-".join(Path(str(self.model)).resolve().parts[-3:-1])
         artifact = wandb.Artifact(name, "model", metadata=facts)
         artifact.add_dir(str(self.model))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.files import sync
 from ldm.locking import lock, try_lock
 
 CARD, ROWS, LOCK = "latents.json", "rows.npy", "lock"
@@ -209,12 +210,12 @@ class CacheWriter:
         self.close()
         (self.folder / "plan.json").unlink()
         for path in (*self.folder.iterdir(), self.folder):
-            _sync(path)
+            sync(path)
         if self.target.is_dir():  # of an earlier version, or not whole
             shutil.rmtree(self.target)
         os.replace(self.folder, self.target)
         (self.target / LOCK).unlink()
-        _sync(self.target.parent)
+        sync(self.target.parent)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -301,12 +302,3 @@ def _write_all(handle: int, content: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(handle, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _sync(path: Path) -> None:
-    """What was written there is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
