@@ -18,7 +18,7 @@ from ldm import model_folder
 from ldm.auto import choose as choosing
 from ldm.auto import report
 from ldm.auto.choose import Candidate, choose
-from ldm.auto.plan import FIRST_BATCH, SECOND_BATCH, SIZES, Facts, Machine, Plan, Shape, Speed, described, from_data, plan
+from ldm.auto.plan import FIRST_BATCH, SECOND_BATCH, SIZES, START, Facts, Machine, Plan, Shape, Speed, after_first, described, from_data, plan
 from ldm.auto.speed import machine, measure
 from ldm.callbacks.loggers import CSVLog
 from ldm.cli import main
@@ -74,6 +74,17 @@ def test_the_commands_of_every_size_are_commands_of_ldm(size: int, where: Machin
 def _on_cpu(arguments: list[str]) -> list[str]:
     position = arguments.index("trainer/gpu.yaml")
     return [*arguments[: position - 1], *arguments[position + 1 :]]
+
+
+@given(slower=st.floats(0.7, 3))
+def test_when_stage_1_was_slower_stage_2_has_fewer_steps(slower: float) -> None:
+    found = plan(FACTS, CPU, lambda shape: speed(shape, 20), 0.5)
+    stage = START + slower * found.seconds[0]
+    later = after_first(found, stage, stage)
+    encoding = later.hours * 3600 - later.second_steps * slower * later.speed.second - stage
+    assert 0 < encoding < 0.25 * later.hours * 3600 + slower * 60, "what is left is for encoding, choosing and showing"
+    assert (later.first_steps, later.shape) == (found.first_steps, found.shape)
+    assert after_first(found, 1800.0, stage).second_steps == 5
 
 
 def test_without_hours_a_sensible_time_is_taken() -> None:

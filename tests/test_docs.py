@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import wandb
 from PIL import Image
 
 from ldm.cli import COMMANDS, main
@@ -217,8 +216,6 @@ def ldm(words: list[str]) -> None:
     if words[0] in TRAINING and any(word.startswith("diffusion/") for word in words):
         extra.append("--model.sampling_steps=2")  # of the model, for `ldm ema`
     assert main([*words, *extra]) == 0
-    if words[0] in TRAINING:
-        wandb.finish()  # as the end of the process does
 
 
 def only_read(words: list[str]) -> None:

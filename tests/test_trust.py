@@ -177,6 +177,7 @@ def test_one_csv_file_over_all_starts(tmp_path: Path) -> None:
 
 def test_wandb_that_does_not_start_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NETRC", "/proc/self/mem")  # nothing that can be read
+    monkeypatch.setattr("wandb.run", None)  # of another test of this process
     log = WandbLog(save_dir=str(tmp_path / "run" / "autoencoder"))
     calls = []
 

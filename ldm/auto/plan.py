@@ -1,7 +1,7 @@
 """From what is known of the pictures and the machine to two `ldm fit` commands: sizes, networks, batches, steps."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ldm.errors import UserError
@@ -190,12 +190,26 @@ def _scheduled(facts: Facts, machine: Machine, shape: Shape, speed: Speed, hours
         images = min(ENOUGH, MOST_EPOCHS * facts.images)
         seconds = images / SECOND_BATCH * speed.second / (1 - FIRST_SHARE) / (1 - LAST_SHARE) + 2 * START
         hours = min(MOST_HOURS, max(LEAST_HOURS, seconds / 3600))
-    encoding = facts.images * speed.first / FIRST_BATCH / 2  # forward only, but of mirror images too
-    seconds = hours * 3600 * (1 - LAST_SHARE) - 2 * START - encoding
+    seconds = hours * 3600 * (1 - LAST_SHARE) - 2 * START - _encoding(facts, speed)
     first, second = int(FIRST_SHARE * seconds / speed.first), int((1 - FIRST_SHARE) * seconds / speed.second)
     if min(first, second) < VALIDATIONS:
         raise UserError(f"{hours:g} hours are {max(0, first)} and {max(0, second)} steps on this machine: give more --hours")
     return Plan(facts, machine, shape, speed, hours, first, second, text_encoder)
+
+
+def _encoding(facts: Facts, speed: Speed) -> float:
+    """Seconds: forward only, but of mirror images too."""
+    return facts.images * speed.first / FIRST_BATCH / 2
+
+
+def after_first(found: Plan, spent: float, stage: float) -> Plan:
+    """The plan with as many steps of stage 2 as fit into what is left of the time when stage 1 has ended.
+
+    spent: seconds since the start; stage: those of stage 1 among them, which say how much slower training is than what was measured.
+    """
+    slower = max(0.5, (stage - START) / found.seconds[0])
+    left = found.hours * 3600 * (1 - LAST_SHARE) - spent - START - slower * _encoding(found.facts, found.speed)
+    return replace(found, second_steps=max(VALIDATIONS, int(left / (slower * found.speed.second))))
 
 
 def described(found: Plan) -> list[str]:

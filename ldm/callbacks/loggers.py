@@ -67,6 +67,14 @@ class WandbLog(WandbLogger):
         """With W&B's own step too, so that rows which a resumed run makes again are not shown twice."""
         self.experiment.log({**metrics, "trainer/global_step": step} if step is not None else dict(metrics), step=step)
 
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def finalize(self, status: str) -> None:
+        """Ends the run, so that the next stage of the same process has one of its own."""
+        super().finalize(status)
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=0 if status == "success" else 1)
+            self._experiment = None
+
 
 def _has_login() -> bool:
     if os.environ.get("WANDB_API_KEY"):

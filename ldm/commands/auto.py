@@ -18,7 +18,7 @@ import torch
 from ldm import model_folder
 from ldm.auto import report
 from ldm.auto.choose import MOST, STEPS, Candidate, Judge, choose, features, samples, with_scale
-from ldm.auto.plan import Facts, Plan, described, from_data, plan
+from ldm.auto.plan import Facts, Plan, after_first, described, from_data, plan
 from ldm.auto.speed import LEAST_SECONDS, machine, measure
 from ldm.commands import train as fit
 from ldm.console.options import Option, number, parse, path, square, switch
@@ -83,8 +83,13 @@ def begin(source: str, run: Path, hours: float | None, size: int | None, text_en
     where = machine()
     facts = facts if size is None else replace(facts, side=float(size))
     found = plan(facts, where, partial(measure, where, least=LEAST_SECONDS if limit() is None else 0.0), hours, text_encoder)
+    return noted(found, run)
+
+
+def noted(found: Plan, run: Path) -> Plan:
+    """The plan, for the next start of the same command."""
     run.mkdir(parents=True, exist_ok=True)
-    write_atomically(state, json.dumps(asdict(found), indent=1).encode())
+    write_atomically(run / STATE, json.dumps(asdict(found), indent=1).encode())
     return found
 
 
@@ -185,17 +190,21 @@ def train(
         (folder / STATE).unlink(missing_ok=True)
     found = begin(source, folder, hours, size, text_encoder)
     print("\n".join([*described(found), f"pictures on the way: {folder}/autoencoder/pictures, {folder}/diffusion/pictures"]), flush=True)
-    for (stage, what), arguments in zip(STAGES.items(), found.fit(str(folder)).values(), strict=True):
+    for stage, what in STAGES.items():
         steps = found.first_steps if stage == "autoencoder" else found.second_steps
         if done(folder, stage, steps):
             print(f"{what} is trained already")
             continue
+        arguments, whole, started = found.fit(str(folder))[stage], not (folder / stage).exists(), time.monotonic()
         print(f"\n$ ldm {' '.join(map(quote, arguments))}", flush=True)
         status = run_stage(arguments, found.machine.devices)
         if status > 128:
             raise Stopped(status - 128, "stopped; the same command goes on from there")
         if status:
             raise UserError(f"training {what} ended with status {status}; what went wrong is said above")
+        if stage == "autoencoder" and whole:
+            found = noted(after_first(found, time.monotonic() - began, time.monotonic() - started), folder)
+            print(f"after {(time.monotonic() - began) / 60:.1f} minutes: {found.second_steps:,} steps of the diffusion model fit into the rest")
     finish(found, folder, began)
     print("\n".join(["", "the same by hand:", *commands(found, folder), ""]))
     print(f"{folder / 'samples.png'} shows the model in {folder / 'model'}; {folder / 'report.html'} has all about it")
