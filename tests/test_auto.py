@@ -18,7 +18,21 @@ from ldm import model_folder
 from ldm.auto import choose as choosing
 from ldm.auto import report
 from ldm.auto.choose import Candidate, choose
-from ldm.auto.plan import FIRST_BATCH, SECOND_BATCH, SIZES, START, Facts, Machine, Plan, Shape, Speed, after_first, described, from_data, plan
+from ldm.auto.plan import (
+    FIRST_BATCH,
+    SECOND_BATCH,
+    SIZES,
+    START,
+    Facts,
+    Machine,
+    Plan,
+    Shape,
+    Speed,
+    after_first,
+    described,
+    from_data,
+    plan,
+)
 from ldm.auto.speed import machine, measure
 from ldm.callbacks.loggers import CSVLog
 from ldm.cli import main

@@ -204,7 +204,8 @@ def train(
             raise UserError(f"training {what} ended with status {status}; what went wrong is said above")
         if stage == "autoencoder" and whole:
             found = noted(after_first(found, time.monotonic() - began, time.monotonic() - started), folder)
-            print(f"after {(time.monotonic() - began) / 60:.1f} minutes: {found.second_steps:,} steps of the diffusion model fit into the rest")
+            minutes = (time.monotonic() - began) / 60
+            print(f"after {minutes:.1f} minutes: {found.second_steps:,} steps of the diffusion model fit into the rest")
     finish(found, folder, began)
     print("\n".join(["", "the same by hand:", *commands(found, folder), ""]))
     print(f"{folder / 'samples.png'} shows the model in {folder / 'model'}; {folder / 'report.html'} has all about it")
