@@ -8,26 +8,10 @@ import tempfile
 import traceback
 from importlib import import_module
 
+from ldm.commands import COMMANDS
 from ldm.errors import Stopped, UserError, nearest
 from ldm.signals import Signals
 
-COMMANDS = {
-    "inspect": ("ldm.commands.inspect", "what a folder, an archive, a table of images holds"),
-    "train": ("ldm.commands.auto", "from a folder of pictures to a model, with nothing else to type"),
-    "fit": ("ldm.commands.train", "train stage 1 or stage 2"),
-    "validate": ("ldm.commands.train", "measure a checkpoint on the held-out images"),
-    "test": ("ldm.commands.train", "the same, as Lightning's test loop"),
-    "encode": ("ldm.commands.train", "write the latent cache and the latent statistics, and stop"),
-    "ema": ("ldm.commands.ema", "make an average of the weights of any length, after training"),
-    "evaluate": ("ldm.commands.evaluate", "distances (FD, KID) between two sets of images"),
-    "likelihood": ("ldm.commands.likelihood", "bits per dimension of images, by the bound and the ODE"),
-    "import": ("ldm.commands.import_", "make a model folder of an autoencoder of diffusers"),
-    "sample": ("ldm.commands.sample", "pictures: of a class, a text, from an image, on one device or many"),
-    "predict": ("ldm.commands.sample", "the same command under Lightning's name"),
-    "again": ("ldm.commands.again", "make a picture anew from the settings that it carries"),
-    "wav": ("ldm.commands.wav", "sound of pictures of a model of data.Audio"),
-    "watermark": ("ldm.commands.watermark", "check whether pictures have the watermark of `ldm sample`"),
-}
 # What a machine says of a file or a disk of the user: not there, no right, no room, ...
 MACHINE_ERRORS = (
     errno.ENOENT,
@@ -92,7 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in MACHINE_ERRORS and error.filename:
-                return _end(name, f"{error.strerror}: {error.filename}", 1)
+                remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path and its rights"
+                return _end(name, f"{error.strerror}: {error.filename}: {remedy}", 1)
             if os.environ.get("LDM_TRACEBACK"):
                 raise
             return _report(name, rest, error)

@@ -26,6 +26,13 @@ def nearest(given: str, allowed: Iterable[str], shown: int = 12) -> str:
     return ", ".join(ordered[:shown]) + more
 
 
+def require_at_least(least: int, **values: int) -> None:
+    """UserError for the first of these settings that is less."""
+    for name, value in values.items():
+        if value < least:
+            raise UserError(f"{name} is {value}; allowed is {least} or more")
+
+
 class Stopped(Exception):
     """A signal ended a command in good order; the message says what is there and how to go on."""
 

@@ -56,7 +56,11 @@ def load(rooms: Iterable[str] = ROOMS) -> None:
 def parts(base: type[Part], rooms: Iterable[str] = LIGHT) -> dict[str, type[Part]]:
     """Concrete subclasses of `base`, itself included, by their short names."""
     load(rooms)
-    found = {cls.__name__: cls for cls in (base, *_below(base)) if not inspect.isabstract(cls) and cls.__module__.startswith("ldm.")}
+    found = {
+        cls.__name__: cls
+        for cls in (base, *_below(base))
+        if not inspect.isabstract(cls) and cls.__module__.startswith("ldm.") and cls.__name__[0] != "_"
+    }
     return dict(sorted(found.items()))
 
 

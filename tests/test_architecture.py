@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "ldm"
-CORE = {"interfaces", "errors", "ranges", "frames", "locking", "files", "signals", "draws"}  # imported by all
+CORE = {"interfaces", "errors", "ranges", "frames", "locking", "files", "paths", "signals", "draws"}  # imported by all
 ALLOWED = {
     "errors": set(),
     "ranges": {"errors"},
@@ -16,6 +16,7 @@ ALLOWED = {
     "locking": set(),
     "files": {"errors", "locking"},
     "signals": set(),
+    "paths": {"errors"},
     "card": {"errors", "ranges"},
     "draws": set(),
     "interfaces": {"errors", "ranges", "draws"},

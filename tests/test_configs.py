@@ -126,9 +126,9 @@ def test_every_config_runs_on_an_own_folder(path: Path, own: Path, tmp_path: Pat
 
 def test_a_config_may_build_on_another(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("base: diffusion/digits.yaml\nmodel: {init_args: {sampling_steps: 7}}\n")
-    found = find_configs(["-c", str(tmp_path / "mine.yaml"), "--x", "1"])
+    found = find_configs(["-c", "trainer/cpu.yaml", "-c", str(tmp_path / "mine.yaml"), "--x", "1"])
     files = [yaml.safe_load(Path(path).read_text()) for flag, path in pairwise(found) if flag == "-c"]
-    assert len(files) == 3, "digits.yaml builds on emoji.yaml"
+    assert len(files) == 4, "digits.yaml builds on emoji.yaml"
     assert all("base" not in content for content in files)
     assert files[-1]["model"]["init_args"]["sampling_steps"] == 7
     assert found[-2:] == ["--x", "1"]

@@ -64,7 +64,7 @@ def test_more_corrupt_images_than_allowed(photos, tmp_path, capsys) -> None:
     ("option", "part"),
     [
         ("--model.autoencoder.chanels=3", "chanels"),
-        ("--trainer.max_step=3", "--trainer.max_step"),
+        ("--trainer.max_step=3", "trainer.max_step is unknown: allowed are max_steps"),
         ("--model.optimizer.lr=fast", "lr"),
         ("--data.size=33", "data.size is 33; the autoencoder, whose factor is 4, needs a multiple of 4: 32 or 36"),
         ("--data.val_fraction=2", "val_fraction"),
@@ -133,7 +133,7 @@ def test_missing_config(capsys) -> None:
 
 
 def test_missing_first_stage(tmp_path, capsys) -> None:
-    fails_with(capsys, stage2(tmp_path), "autoencoder/model", "no model at")
+    fails_with(capsys, stage2(tmp_path), "has no model of stage 1 yet: train it first, with the same --run")
 
 
 def test_first_stage_of_another_shape(trained, tmp_path, capsys) -> None:
@@ -234,7 +234,7 @@ def test_what_the_machine_refuses_is_one_sentence(tmp_path, capsys, monkeypatch)
 
     monkeypatch.setattr("ldm.commands.wav.main", full)
     assert main(["wav", "x.png"]) == 1
-    assert capsys.readouterr().err == f"ldm wav: No space left on device: {tmp_path / 'x'}\n"
+    assert capsys.readouterr().err == f"ldm wav: No space left on device: {tmp_path / 'x'}: make room there\n"
 
 
 @pytest.mark.parametrize(("raised", "status"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 141), (SystemExit(3), 3)])

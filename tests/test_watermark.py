@@ -400,7 +400,7 @@ def test_sample_marks_its_pictures_unless_told_not_to(tmp_path: Path, capsys: py
         stored = settings_in(Path(files[0]))
         assert stored is not None
         assert stored["watermark"] == has
-    assert main(["watermark"]) == 2
+    assert main(["watermark"]) == 1
     assert main(["watermark", "check", str(tmp_path / "none.png")]) == 1
     assert "none.png" in capsys.readouterr().err
     (tmp_path / "text.png").write_text("no picture")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.autoencoder.coder import Decoder, Encoder
-from ldm.errors import UserError
+from ldm.errors import UserError, require_at_least
 from ldm.interfaces import Autoencoder, Bottleneck, Posterior, Reconstruction
 
 
@@ -32,6 +32,7 @@ class ConvAutoencoder(Autoencoder):
     ) -> None:
         super().__init__()
         image_channels = image_channels or 3
+        require_at_least(1, channels=channels, multipliers=min(multipliers, default=0), patch=patch, num_blocks=num_blocks)
         if bad := [level for level in attention_levels if not 0 <= level < len(multipliers)]:
             raise UserError(f"attention_levels has {bad[0]}; this autoencoder's levels are 0 to {len(multipliers) - 1}")
         self.factor, self.channels, self.image_channels = patch * 2 ** (len(multipliers) - 1), bottleneck.channels, image_channels

@@ -20,7 +20,7 @@ from ldm.auto import report
 from ldm.auto.choose import MOST, STEPS, Candidate, Judge, choose, features, samples, with_scale
 from ldm.auto.plan import Facts, Plan, after_first, described, from_data, plan
 from ldm.auto.speed import LEAST_SECONDS, machine, measure
-from ldm.commands import train as fit
+from ldm.commands import fit
 from ldm.console.options import Option, number, parse, path, square, switch
 from ldm.console.shorten import limit
 from ldm.data.batches import Keyed

@@ -95,7 +95,10 @@ def checkpoint_path(cli: CLI) -> Path | None:
 
 def require_writable(folder: Path) -> None:
     """Fails now rather than after an hour of training."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {str(folder)!r} ({error.strerror}): choose another --run") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"cannot write to {str(folder)!r}: choose another --run")
 

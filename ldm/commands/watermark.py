@@ -1,9 +1,9 @@
 """ldm watermark check: whether pictures have the watermark of `ldm sample`."""
 
-import sys
 from pathlib import Path
 
 from ldm.data.decode import read_pixels
+from ldm.errors import UserError
 from ldm.sampling.watermark import BITS, check
 
 USAGE = """usage: ldm watermark check IMAGE [IMAGE ...]
@@ -13,9 +13,10 @@ Says of each picture whether it has the watermark of `ldm sample`; the exit stat
 
 def main(command: str, arguments: list[str]) -> int:
     if arguments[:1] != ["check"] or len(arguments) < 2:
-        asked = "--help" in arguments or "-h" in arguments
-        print(USAGE, file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+        if "--help" not in arguments and "-h" not in arguments:
+            raise UserError("give pictures to look at: ldm watermark check IMAGE [IMAGE ...]")
+        print(USAGE)
+        return 0
     results = []
     for path in arguments[1:]:
         found = check(read_pixels(Path(path)))

@@ -17,6 +17,8 @@ from ldm.registry import current_arguments, current_path
 _PACKAGE = Path(__file__).parent.parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"  # installed, or a clone
 
+CPU = "trainer/cpu.yaml"
+ROOMS = ("trainer", "data", "autoencoder", "diffusion", "classifier", "losses", "objective", "task", "finetune", "evaluation", "sampling")
 NUM_CLASSES = "--model.conditioner.num_classes"
 OLD_OPTIONS = {"--model.drop": "--model.cond_drop_prob"}  # on Lightning's command line
 
@@ -24,21 +26,50 @@ OLD_OPTIONS = {"--model.drop": "--model.cond_drop_prob"}  # on Lightning's comma
 def find_configs(arguments: list[str]) -> list[str]:
     """The command line with the files after -c, --config and --config= as paths, each after those that it builds on.
 
-    A name is a file here or one of the package's.  Options are in today's names.
+    A name is a file here or one of the package's.  The package's files come in the order of ROOMS, whatever order they are given in; a
+    trainer's file builds on trainer/cpu.yaml, which also stands where no file says how a run is kept.  Options are in today's names.
     """
-    found: list[str] = []
+    names, rest = list[str](), list[str]()
     for argument in arguments:
-        if found and found[-1] == "--run":
-            argument = _plain_path(argument)
-        elif argument.startswith("--run="):
-            argument = f"--run={_plain_path(argument.partition('=')[2])}"
-        if found and found[-1] in ("-c", "--config"):
-            found[-1:] = [part for path in find_config(argument) for part in ("-c", str(path))]
+        if rest and rest[-1] in ("-c", "--config"):
+            rest.pop()
+            names.append(argument)
         elif argument.startswith("--config="):
-            found += [part for path in find_config(argument.partition("=")[2]) for part in ("-c", str(path))]
+            names.append(argument.partition("=")[2])
+        elif rest and rest[-1] == "--run":
+            rest.append(_plain_path(argument))
+        elif argument.startswith("--run="):
+            rest.append(f"--run={_plain_path(argument.partition('=')[2])}")
         else:
-            found.append(_todays_option(argument))
-    return _without_number_of_classes(found)
+            rest.append(_todays_option(argument))
+    files = [file for name in _ordered(names) for file in find_config(name)]
+    return _without_number_of_classes([*(part for file in files for part in ("-c", str(file))), *rest])
+
+
+def _ordered(names: list[str]) -> list[str]:
+    """The package's files in their order, in the places where files of the package stood, after trainer/cpu.yaml where that is needed."""
+    rooms = [_room(name) for name in names]
+    places = [i for i, room in enumerate(rooms) if room is not None]
+    ordered = list(names)
+    given = [_path_of(name) for name in names]
+    for place, i in zip(places, sorted(places, key=lambda i: (ROOMS.index(str(rooms[i])), given[i] != CONFIGS / CPU)), strict=True):
+        ordered[place] = names[i]
+    if not names or CONFIGS / CPU in given or any(_keeps_runs(path) for path in given):
+        return ordered
+    print(f"ldm: with {CPU}, on which {'the other files of trainer/ build' if 'trainer' in rooms else 'every run builds'}", file=sys.stderr)
+    return [CPU, *ordered]
+
+
+def _room(name: str) -> str | None:
+    """The folder of a file of the package; None: a file of the user."""
+    path = _path_of(name)
+    return path.parent.name if path.parent.parent == CONFIGS and path.parent.name in ROOMS else None
+
+
+def _keeps_runs(path: Path) -> bool:
+    """Whether a file says itself what is written of a run."""
+    trainer = content.get("trainer") if isinstance(content := read_yaml(path), dict) else None
+    return isinstance(trainer, dict) and "callbacks" in trainer
 
 
 def _without_number_of_classes(arguments: list[str]) -> list[str]:
@@ -111,6 +142,16 @@ def _in_todays_names(value: Any, file: str) -> Any:
     if isinstance(name, str) and (arguments := found.get("init_args")) and (fitting := current_arguments(name, arguments)) != arguments:
         print(f"ldm: {file} has old arguments of {name}: they are now {', '.join(fitting)}", file=sys.stderr)
         found["init_args"] = fitting
+    return found
+
+
+def listed() -> list[tuple[str, str]]:
+    """The package's configs with what their first lines say of them."""
+    found = []
+    for path in sorted(CONFIGS.glob("*/*.yaml"), key=lambda path: (ROOMS.index(path.parent.name), path.name)):
+        about = [line.removeprefix("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+        said = " ".join(line for line in about if not line.startswith("ldm fit"))
+        found.append((path.relative_to(CONFIGS).as_posix(), said.split(".  ")[0].split(". ")[0].rstrip(".")))
     return found
 
 

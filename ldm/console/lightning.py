@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Number
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from jsonargparse import ArgumentError
@@ -14,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ldm.errors import UserError
 
+PACKAGE = Path(__file__).parent.parent
 # of the arguments of torchvision's transforms
 register_type(Number, float, float, (ValueError, TypeError), type_check=lambda value, kind: isinstance(value, (int, float)))
 PARSER: dict[str, Any] = {"parser_mode": "omegaconf+", "allow_abbrev": False, "exit_on_error": False}
@@ -56,9 +59,19 @@ def sentence(error: Exception) -> str:
     return f"{'.'.join(dict.fromkeys(keys))}: {text}" if keys else text
 
 
+def raised_by_a_part(error: BaseException | None) -> Exception | None:
+    """The exception of one of our parts that jsonargparse has wrapped while it built them."""
+    while error is not None:
+        files = [Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__)]
+        if isinstance(error, Exception) and files and PACKAGE in files[-1].parents:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Mistakes in the command line or in a config as a UserError."""
+    """Mistakes in the command line or in a config as a UserError; a fault of a part stays what it is."""
     try:
         yield
     except OmegaConfBaseException as error:
@@ -66,6 +79,8 @@ def plain_errors() -> Iterator[None]:
     except UserError:
         raise
     except (ArgumentError, TypeError, ValueError) as error:
+        if (own := raised_by_a_part(error)) is not None and own is not error:
+            raise own from None
         if "Parser key" in str(error) or "Does not validate" in str(error) or isinstance(error, ArgumentError):
             hint = " (see --help)" if isinstance(error, ArgumentError) else ""
             raise UserError(sentence(error) + hint) from error

@@ -26,7 +26,7 @@ from ldm.data.order import HeldOutOrder, Order
 from ldm.data.pixels import Resize
 from ldm.data.report import sentences
 from ldm.data.sources.arrays import Depth
-from ldm.errors import UserError
+from ldm.errors import UserError, require_at_least
 from ldm.interfaces import Batch, Features, TrainingData
 from ldm.ranges import ValueRange, to_uint8
 
@@ -71,6 +71,7 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
             raise UserError(f"data.augment_share is {augment_share}; allowed is more than 0, at most 1")
         if size < 1 or batch_size < 1:
             raise UserError(f"data.size is {size} and data.batch_size {batch_size}; both must be at least 1")
+        require_at_least(0, num_workers=num_workers, max_damaged=max_damaged)
         self.size, self.batch_size, self.mirror, self.seed = size, batch_size, mirror, seed
         self.val_fraction, self.split_seed, self.num_workers = val_fraction, split_seed, num_workers
         self.cache, self.cache_on, self.max_damaged = cache, cache_on, max_damaged

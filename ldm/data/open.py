@@ -1,7 +1,5 @@
 """A path -> a source of images, whatever its format: it is recognised, or refused with what was looked for."""
 
-import re
-from itertools import product
 from pathlib import Path
 
 from ldm.data.decode import suffixes
@@ -17,6 +15,7 @@ from ldm.data.sources.tree_source import TreeSource, suffix_of
 from ldm.data.sources.trees import Folder, Listed, Tars, Zips, is_run
 from ldm.data.sources.volumes import VOLUMES
 from ldm.errors import UserError
+from ldm.paths import existing
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 PACKED = {*TARS, ".zip", ".parquet", ".arrow", ".npy", ".npz", ".safetensors", ".mdb"}
@@ -33,14 +32,7 @@ def open_source(path: str, own: Path | None = None, depth: Depth = "slices") -> 
     own: the run's folder, whose pictures are no images of the user.  depth: see ArraySource.
     UserError where there is nothing, or nothing that is known.
     """
-    if re.match(r"[a-z0-9+]{2,}://", path, re.IGNORECASE):
-        raise UserError(f"{path!r} is an address: download it first, and give the path of the files")
-    paths = [Path(one).expanduser() for one in expanded(path)]
-    missing = [one for one in paths if not one.exists()]
-    if missing:
-        of = f", the first of {path!r}" if len(paths) > 1 else ""
-        hub = "; of a data set of the Hugging Face hub, download it first" if re.fullmatch(r"[\w.-]+/[\w.-]+", path) else ""
-        raise UserError(f"there is no file or folder {str(missing[0])!r}{of}: check the path{hub}")
+    paths = existing(path)
     if len(paths) == 1 and paths[0].is_dir():
         return _open_folder(paths[0], own, depth)
     return _open_files(paths, paths[0].parent, depth)
@@ -52,21 +44,6 @@ def folder_of(path: str, what: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"data.path is {path!r}, which is not a folder: give a folder of {what}")
     return folder
-
-
-def expanded(path: str) -> list[str]:
-    """The paths of brace notation: `{000..009}` counts, `{a,b}` lists; a path that is there stays as it is."""
-    parts = re.split(r"\{([^{}]*)\}", path)
-    if len(parts) == 1 or Path(path).expanduser().exists():
-        return [path]
-    choices = [[part] if place % 2 == 0 else _choices(part) for place, part in enumerate(parts)]
-    return ["".join(chosen) for chosen in product(*choices)]
-
-
-def _choices(braces: str) -> list[str]:
-    if found := re.fullmatch(r"(\d+)\.\.(\d+)", braces):
-        return [f"{number:0{len(found[1])}d}" for number in range(int(found[1]), int(found[2]) + 1)]
-    return braces.split(",")
 
 
 def _open_folder(folder: Path, own: Path | None, depth: Depth) -> Source:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm.errors import UserError
+from ldm.errors import UserError, require_at_least
 from ldm.interfaces import Cond, Network, required
 from ldm.nn.attention import timestep_embedding
 from ldm.nn.blocks import zero
@@ -107,6 +107,7 @@ class DiT(Network):
     ) -> None:
         super().__init__()
         in_channels, vector_dim, concat_channels = required(in_channels, "the DiT's in_channels"), vector_dim or 0, concat_channels or 0
+        require_at_least(1, dim=dim, heads=heads, depth=depth, patch=patch)
         if dim % heads or dim // heads % 4 or dim % 4:
             raise UserError(f"a DiT of width {dim} with {heads} heads; allowed are heads of a multiple of 4 channels that fill the width")
         self.in_channels, self.vector_dim, self.dim, self.patch = in_channels, vector_dim, dim, patch

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm.errors import UserError
+from ldm.errors import UserError, require_at_least
 from ldm.frames import merge_frames, split_frames
 from ldm.interfaces import Cond, Network, required
 from ldm.nn.attention import SelfAttention, SpatialTransformer, timestep_embedding
@@ -88,8 +88,8 @@ class UNet(Network):
         vector_dim, token_dim, concat_channels = vector_dim or 0, token_dim or 0, concat_channels or 0
         if bad := [level for level in attention_levels if not 0 <= level < len(multipliers)]:
             raise UserError(f"attention_levels has {bad[0]}; the UNet's levels are 0 to {len(multipliers) - 1}")
-        if frames < 1:
-            raise UserError(f"frames is {frames}; allowed is 1 (images) or more")
+        require_at_least(1, frames=frames, multipliers=min(multipliers, default=0), patch=patch, num_blocks=num_blocks)
+        require_at_least(1, channels=channels, head_channels=head_channels, heads=heads or 1)
         self.in_channels, self.concat_channels, self.frames = in_channels * frames, concat_channels * frames, frames
         self.vector_dim, self.token_dim, self.channels, self.patch = vector_dim, token_dim, channels, patch
         self.learn_variance, self.recompute = learn_variance, recompute

@@ -116,6 +116,7 @@ class DiffusionStage(TrainingStage):
                 f"the conditioner Numbers takes {', '.join(sorted(missing))}, which no image has; "
                 f"the data's metadata have {', '.join(data.ranges) or 'no numeric attributes'}"
             )
+        self.model.denoiser.schedule.steps(self.sampling.steps, self.sampling.spacing)  # those of the validation's pictures
         for path in filter(None, (self.objective.teacher, self.sampling.guidance.companion)):
             model_folder.find(path)
 
