@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ldm.card import checked
 from ldm.errors import UserError, nearest
-from ldm.files import PART, read_yaml, replacing, sync, write_atomically
+from ldm.files import PART, read_yaml, replacing, sweep, sync, write_atomically
 from ldm.interfaces import Buildable
 from ldm.registry import current_arguments, current_path
 
@@ -90,7 +90,10 @@ def save(
     state = {name: (t.half() if half and t.is_floating_point() else t).detach().cpu().contiguous() for name, t in state.items()}
     data = safetensors.torch.save(state)
     config = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), "card": dict(card), "model": describe(model)}
-    weights_path, config_path = Path(folder) / WEIGHTS, Path(folder) / CONFIG
+    folder = Path(folder)
+    weights_path, config_path = folder / WEIGHTS, folder / CONFIG
+    settle(folder)
+    sweep(folder)
     # both are on the disk before the first takes its place: where the process ends between the two, `load` finds the other (`_config_of`)
     with replacing(config_path) as new_config:
         new_config.write_bytes(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())

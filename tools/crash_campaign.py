@@ -37,6 +37,7 @@ from ldm.auto.plan import Machine, Speed
 from ldm.callbacks.checkpoints import GracefulStop
 from ldm.cli import main
 from ldm.console.configs import CONFIGS
+from ldm.data.cache import CacheWriter
 from ldm.sampling.run import Job
 
 STEPS, EVERY = 24, 4  # of a training; between two checkpoints
@@ -125,7 +126,7 @@ def checkpoint_hash(path: Path) -> str:
 
     def add(value: Any) -> None:
         if isinstance(value, torch.Tensor):
-            digest.update(value.contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+            digest.update(value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
         elif isinstance(value, dict):
             for key in sorted(value, key=str):
                 digest.update(str(key).encode())
@@ -153,7 +154,7 @@ class Kind:
 
 def kinds(out: Path) -> dict[str, Kind]:
     trainer = yaml.safe_load((CONFIGS / "trainer" / "cpu.yaml").read_text())
-    trainer["trainer"] |= {"log_every_n_steps": 1, "val_check_interval": 10, "limit_val_batches": 2, "enable_model_summary": False}
+    trainer["trainer"] |= {"log_every_n_steps": 1, "limit_val_batches": 2, "enable_model_summary": False}
     trainer["trainer"]["logger"] = trainer["trainer"]["logger"][1:]
     trainer["trainer"]["callbacks"][-1]["init_args"]["every_n_train_steps"] = EVERY
     gan = {"class_path": "PatchGAN", "init_args": {"start": 12, "discriminator": {"class_path": "PatchDiscriminator"}}}
@@ -161,7 +162,15 @@ def kinds(out: Path) -> dict[str, Kind]:
     out.mkdir(parents=True, exist_ok=True)
     (out / "trainer.yaml").write_text(yaml.safe_dump(trainer))
     (out / "gan.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"adversary": gan}}}))
-    common = ["-c", str(out / "trainer.yaml"), "-c", "data/digits.yaml", "--data.batch_size=16", f"--trainer.max_steps={STEPS}"]
+    common = [
+        "-c",
+        str(out / "trainer.yaml"),
+        "-c",
+        "data/digits.yaml",
+        "--data.batch_size=16",
+        f"--trainer.max_steps={STEPS}",
+        "--trainer.val_check_interval=10",
+    ]
     one = [*common, "-c", "autoencoder/digits.yaml", "-c", str(out / "gan.yaml"), "--model.autoencoder.channels=16"]
     two = [*common, "-c", "diffusion/digits.yaml", "--model.network.channels=32", "--model.sampling_steps=2"]
     two += ["--model.first_stage", str(out / "first" / "autoencoder" / "model")]
@@ -182,7 +191,7 @@ def kinds(out: Path) -> dict[str, Kind]:
         Kind(
             "encode", lambda run: ["encode", *two, "--run", str(run)],
             lambda run: hashes([path for path in (run / "latents").rglob("*") if path.is_file()]),
-            (("a file", files, "sync"), ("the renaming", os, "replace"), ("the renaming", os, "rename")),
+            (("its rows", CacheWriter, "write"), ("the renaming", os, "replace"), ("its end", CacheWriter, "finish")),
         ),
         Kind(
             "sample", lambda run: ["sample", str(model), "--n", "12", "--steps", "5", "--frames", "3", "--out", str(run)],
@@ -319,7 +328,7 @@ class Campaign:
             ("stage2", "a step", GracefulStop, "on_train_batch_end"),
             ("stage2", "a validation", GracefulStop, "on_validation_batch_end"),
             ("stage2", "a file", files, "sync"),
-            ("encode", "a file", files, "sync"),
+            ("encode", "its rows", CacheWriter, "write"),
             ("sample", "a picture", os, "replace"),
             ("sample", "the pictures", Job, "make"),
             ("train", "stage 1", GracefulStop, "on_train_batch_end"),
@@ -343,6 +352,7 @@ class Campaign:
             took = time.monotonic() - float(mark.read_text()) if mark.is_file() else float("nan")
             self.slowest[row] = max(took, self.slowest.get(row, 0.0))
             problem = None if status == 128 + number else f"in {where} it ends with {status}"
+            problem = problem if mark.is_file() else "the moment never came, which is a fault of the campaign"
             if problem is None and took > SOON:
                 problem = f"in {where} it takes {took:.1f} s"
             self.note(row, problem or self.damaged(name, run) or self.goes_on(name, run))

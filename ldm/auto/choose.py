@@ -14,6 +14,7 @@ from ldm.interfaces import Features
 from ldm.metrics.distances import Statistics, frechet_distance
 from ldm.metrics.features import Lite0Features, MobileNetV2, measured
 from ldm.nn.pretrained import has_lite0
+from ldm.ranges import to_float, to_uint8
 from ldm.sampling.like import samples_like
 from ldm.sampling.model import Model
 from ldm.sampling.request import SamplingConfig
@@ -64,6 +65,14 @@ def samples(
     chosen = [indices[i * len(indices) // count] for i in range(count)]
     config = with_scale(SamplingConfig.of(loaded.card), scale)
     return samples_like(Model(loaded, str(device)), images, chosen, config if steps is None else replace(config, steps=steps))
+
+
+@torch.no_grad()
+def reconstructions(loaded: model_folder.Loaded, images: Images, indices: Sequence[int], device: torch.device, count: int) -> Tensor:
+    """uint8 (2*count,C,H,W): images of a set, evenly chosen, and what the first stage makes of them."""
+    autoencoder = loaded.model.latents.autoencoder.to(device)
+    x = torch.stack([to_float(images[indices[i * len(indices) // count]]["image"]) for i in range(count)]).to(device)
+    return to_uint8(torch.cat([x, autoencoder.decode(autoencoder.encode(x).mode()).clamp(-1, 1)])).cpu()
 
 
 def with_scale(config: SamplingConfig, scale: float) -> SamplingConfig:

@@ -32,7 +32,8 @@ class WandbLog(WandbLogger):
         offline = not _has_login()
         super().__init__(project=project, save_dir=save_dir, name=name, offline=offline, settings=settings, **{**usual, **options})
         del self._wandb_init["anonymous"]  # of which wandb says at each start that it does nothing
-        self.goes_on = False  # set by `fit`
+        self.known_id: str | None = None  # of the checkpoint, for where the file is not there
+        self.goes_on = False  # whether the training does, from a checkpoint; `fit` says so
 
     @property
     @rank_zero_experiment
@@ -47,7 +48,7 @@ class WandbLog(WandbLogger):
 
     def _own_id(self, file: Path) -> str:
         if not (self.goes_on and file.is_file()):
-            file.write_text(secrets.token_hex(4))
+            file.write_text((self.goes_on and self.known_id) or secrets.token_hex(4))
         return file.read_text().strip()
 
     def _start(self) -> None:

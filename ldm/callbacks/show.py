@@ -68,4 +68,6 @@ class Pictures(L.Callback):
             shown = [picture] if captions is None else [as_image(one) for one in to_uint8(images)]
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
-                    logger.log_image(f"val/{name}", shown, step=trainer.global_step, caption=captions or [""])
+                    # Lightning's count, which it gives the numbers of this validation, too: W&B drops what comes with an earlier step
+                    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+                    logger.log_image(f"val/{name}", shown, step=step, caption=captions or [""])

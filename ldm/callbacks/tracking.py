@@ -17,8 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldm import model_folder
 from ldm.callbacks.compile import Compile
 from ldm.callbacks.ema import EMA
-from ldm.callbacks.loggers import CSVLog
+from ldm.callbacks.loggers import CSVLog, WandbLog
 from ldm.data.report import sentences
+from ldm.interfaces import Autoencoder
+from ldm.stages.training import logs_now
 
 PACKAGES = ("ldm", "torch", "torchvision", "lightning", "numpy", "pillow", "safetensors", "wandb")
 # dense bf16 FLOP/s by the device's name, from NVIDIA's data sheets; MFU (arXiv:2204.02311, appendix B) is not logged for others
@@ -39,9 +41,20 @@ class Tracking(L.Callback):
         self._flops: float | None = None  # of a step of one process
         self._counter: FlopCounterMode | None = None
         self._made_of: dict[str, Any] = {}
+        self._wandb_id: str | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"wandb_id": self._wandb_id}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._wandb_id = state_dict["wandb_id"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLog):
+                    logger.known_id = self._wandb_id
+                    self._wandb_id = logger.experiment.id
             self._log(trainer, {**getattr(pl_module, "settings", {}), "origin": origin(trainer)})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -71,8 +84,7 @@ class Tracking(L.Callback):
             self._flops, self._counter = float(self._counter.get_total_flops()), None
         self._images, self._batches = self._images + len(batch["id"]) * trainer.world_size, self._batches + 1
         now = time.monotonic()
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0:
+        if logs_now(trainer):
             pl_module.log_dict(self._numbers(trainer, now), batch_size=1)
             self._images, self._batches, self._waited, self._since = 0, 0, 0.0, now
         self._ended = now
@@ -112,6 +124,8 @@ class Tracking(L.Callback):
 
     def _artifact(self, logger: WandbLogger, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         facts = {"steps": trainer.global_step, **(self._made_of or made_of(trainer, pl_module))}
+        if isinstance(stored := model_folder.load(str(self.model)).model, Autoencoder):  # what stage 2 will call its first stage
+            facts["model_fingerprint"] = model_folder.fingerprint(stored)
         name = "-".join(Path(str(self.model)).resolve().parts[-3:-1])
         artifact = wandb.Artifact(name, "model", metadata=facts)
         artifact.add_dir(str(self.model))

@@ -17,7 +17,7 @@ import torch
 
 from ldm import model_folder
 from ldm.auto import report
-from ldm.auto.choose import MOST, STEPS, Candidate, Judge, choose, features, samples, with_scale
+from ldm.auto.choose import MOST, STEPS, Candidate, Judge, choose, features, reconstructions, samples, with_scale
 from ldm.auto.plan import Facts, Plan, after_first, described, from_data, plan
 from ldm.auto.speed import LEAST_SECONDS, machine, measure
 from ldm.commands import fit
@@ -112,7 +112,7 @@ def run_stage(arguments: list[str], devices: int) -> int:
 def finish(found: Plan, run: Path, began: float) -> None:
     """Choose a checkpoint and its guidance, draw samples, write the report."""
     images = SourceImages(found.facts.path, found.shape.size)
-    train, _ = images.split(0.1, 0)
+    train, held_out = images.split(0.1, 0)
     device, last, best = device_of("auto"), run / "diffusion" / "model", run / "diffusion" / "checkpoints" / "best.ckpt"
     newest = model_folder.load(last)
     paths = [str(last), *([str(best)] if best.is_file() and _step_of(best) != newest.card["steps"] else [])]
@@ -131,6 +131,7 @@ def finish(found: Plan, run: Path, began: float) -> None:
     model_folder.save(loaded.model, run / "model", {**loaded.card, "sampling": config.described(), "chosen": asdict(chosen)})
     pictures = samples(loaded, images, train.tolist(), device, chosen.scale, 4 if limit() is not None else SAMPLES)
     as_image(grid(pictures, COLUMNS)).save(run / "samples.png")
+    as_image(grid(reconstructions(loaded, images, held_out.tolist(), device, COLUMNS), COLUMNS)).save(run / "reconstructions.png")
     figures: dict[str, Any] = {"images": found.facts.images, "classes": found.facts.classes, "px": found.shape.size}
     figures["minutes of this start"] = (time.monotonic() - began) / 60
     if network is not None:
@@ -148,14 +149,13 @@ def _write_report(
     found: Plan, run: Path, figures: dict[str, Any], candidates: list[Candidate], distance: str, scale: float, steps: int
 ) -> None:  # fmt: skip
     facts = found.facts
-    reconstructions = max((run / "autoencoder" / "pictures").glob("reconstructions_*.png"), key=lambda file: file.name)
     report.write(
         run / "report.html",
         title=f"A latent diffusion model of {Path(facts.path).name}",
         summary=f"{facts.images:,} images; {steps:,} steps of the diffusion model; made by ldm {version('ldm')}.",
         samples=report.embedded(run / "samples.png"),
         samples_caption=f"Samples with guidance {scale:g}, one per seed, of conditions spread over the training images.",
-        reconstructions=report.embedded(reconstructions),
+        reconstructions=report.embedded(run / "reconstructions.png"),
         figures=report.table(figures),
         candidates=candidates,
         distance=distance,

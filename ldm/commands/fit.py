@@ -1,5 +1,7 @@
 """ldm fit, validate, test, encode: what is wrong with their command line is said before Lightning is loaded, which takes seconds."""
 
+import os
+
 from ldm.console.check import check
 from ldm.console.configs import find_configs, listed
 from ldm.console.signatures import Argument, sources
@@ -65,13 +67,25 @@ def _rows(title: str, rows: list[tuple[str, str]]) -> str:
     return "\n".join([f"{title}:", *(f"  {name:<{width}}{said}" for name, said in rows)])
 
 
+def _of_trial(arguments: list[str]) -> list[str]:
+    """Each trial of a sweep of W&B has its own run below --run."""
+    trial = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    if trial is None:
+        return arguments
+    places = [i for i, one in enumerate(arguments) if i and arguments[i - 1] == "--run"]
+    given = arguments[places[-1]] if places else next((one[6:] for one in arguments if one.startswith("--run=")), "runs/sweep")
+    run = f"{given}/{trial}"
+    print(f"trial {trial} of a sweep: its run is in {run}")
+    return [*arguments, "--run", run]
+
+
 def main(command: str, arguments: list[str]) -> int:
     if not arguments:
         raise UserError(f"nothing was said: for example {EXAMPLES[command][0].split('     ')[0]}")
     if any(one in ("-h", "--help") for one in arguments):
         print(page(command))
         return 0
-    arguments = find_configs(arguments)
+    arguments = _of_trial(find_configs(arguments))
     check(arguments)
     from ldm.commands import train  # not before: Lightning takes seconds
 

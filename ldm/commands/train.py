@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ldm import registry
 from ldm.callbacks.checkpoints import LAST, ModelFolder
+from ldm.callbacks.loggers import WandbLog
 from ldm.callbacks.overfitting import Best
 from ldm.callbacks.power_ema import PowerEMA
 from ldm.callbacks.show import Pictures
@@ -26,6 +27,7 @@ from ldm.run_folder import CHECKPOINTS, CONFIG, RunFolder
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.diffusion import DiffusionStage
 
+SUMMED_UP = ("train/loss", "val/loss", "val/psnr", "val/ssim", "val/reconstruction", "val/accuracy", "train/skipped_steps")
 WRITERS = (ModelFolder, Pictures, Best, PowerEMA)  # callbacks that a dry run does without
 
 
@@ -124,10 +126,13 @@ def _fit(cli: CLI, path: Path | None) -> int:
     if cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
         kept = [one for one in cli.trainer.callbacks if not isinstance(one, WRITERS)]  # type: ignore[attr-defined]
         cli.trainer.callbacks = kept  # type: ignore[attr-defined]
+    for logger in cli.trainer.loggers:
+        if isinstance(logger, WandbLog):
+            logger.goes_on = path is not None
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=None if path is None else str(path))
     if cli.trainer.is_global_zero:
         found = cli.trainer.callback_metrics.items()
-        metrics = {name: round(float(value), 4) for name, value in found if "/latent_" not in name}
+        metrics = {name: round(float(value), 4) for name, value in found if name.startswith(SUMMED_UP)}
         there = "nothing is kept, as it was a dry run" if cli.trainer.fast_dev_run else f"the model is in {cli.folder.path / 'model'}"  # type: ignore[attr-defined]
         print(f"step {cli.trainer.global_step}, {json.dumps(metrics)}\n{there}")
     return 0

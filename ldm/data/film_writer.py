@@ -11,6 +11,7 @@ from PIL import Image
 
 from ldm.data.films import USUAL, container_of, video_library
 from ldm.errors import UserError
+from ldm.files import replacing
 
 WRITTEN_VIDEO = {".mp4", ".m4v", ".mov", ".mkv"}  # which hold H.264 and frames of any duration
 TICK = 1 / 90  # ms; the unit of time in videos that are written
@@ -34,22 +35,22 @@ def write_film(
     if not images or len(durations) != len(images):
         raise ValueError(f"{len(images)} images with {len(durations)} durations make no film")
     suffix = target.suffix.lower()
-    if suffix in WRITTEN_VIDEO:
-        return _write_video(images, target, durations, sound)
-    if suffix not in STEPS:
+    if suffix not in WRITTEN_VIDEO.union(STEPS):
         allowed = " ".join(sorted(WRITTEN_VIDEO.union(STEPS)))
         raise UserError(f"a film cannot be written to {str(target)!r}: choose one of the endings {allowed}")
-    return _write_animation(images, target, durations, loop, sound)
+    with replacing(target) as temporary:
+        if suffix in WRITTEN_VIDEO:
+            lost = _write_video(images, temporary, durations, sound)
+            return lost and f"the sound of {str(sound)!r} is lost: {target.name!r} cannot hold it as it is ({lost})"
+        notes = _write_animation(images, temporary, durations, loop, sound)
+    return f"in {str(target)!r} {' and '.join(notes)}" if notes else None
 
 
 def _write_animation(
-    images: Sequence[Image.Image],
-    target: Path,
-    durations: Sequence[float],
-    loop: int | None,
-    sound: Path | None,
-) -> str | None:
-    suffix, notes = target.suffix.lower(), []
+    images: Sequence[Image.Image], target: Path, durations: Sequence[float], loop: int | None, sound: Path | None
+) -> list[str]:
+    """What is not kept."""
+    suffix, notes = target.suffix.lower(), list[str]()
     step, longest = STEPS[suffix]
     whole = [min(step * ticks, longest) for ticks in _in_steps(durations, step)]
     if loop is None and suffix != ".gif":  # where a GIF says nothing, the others say 1
@@ -59,7 +60,7 @@ def _write_animation(
         notes.append(f"the durations of frames are rounded to steps of {step} ms, {longest} at most")
     if sound is not None:
         notes.append(f"the sound of {str(sound)!r} is lost, which only a video can hold")
-    return f"in {str(target)!r} {' and '.join(notes)}" if notes else None
+    return notes
 
 
 def _in_steps(milliseconds: Iterable[float], step: float) -> list[int]:
@@ -78,6 +79,7 @@ def _write_video(
     durations: Sequence[float],
     sound: Path | None,
 ) -> str | None:
+    """Why the sound is lost; None: it is not."""
     av = video_library()
     try:
         _mux(images, target, durations, sound)
@@ -85,8 +87,7 @@ def _write_video(
         if sound is None:
             raise
         _mux(images, target, durations, None)
-        reason = getattr(error, "strerror", None) or error
-        return f"the sound of {str(sound)!r} is lost: {target.name!r} cannot hold it as it is ({reason})"
+        return str(getattr(error, "strerror", None) or error)
     return None
 
 

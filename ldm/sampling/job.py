@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm.data.sources.trees import MANIFEST
 from ldm.data.transforms import grid
 from ldm.errors import UserError
-from ldm.files import write_atomically
+from ldm.files import sweep, write_atomically
 from ldm.locking import lock
 from ldm.sampling.request import SampleRequest
 from ldm.sampling.settings import settings_in, to_json
@@ -42,15 +42,18 @@ class OutputFolder:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.locked():
-            lines = self._lines()
+            sweep(self.folder)
+            begun, lines = (self.folder / MANIFEST).is_file(), self._lines()
             if lines is None and not self.overwrite:
                 raise UserError(f"{self.folder / MANIFEST} is not of ldm: choose another --out, or give --overwrite")
-            if not lines and (self.folder / GRID).exists() and settings_in(self.folder / GRID) is None and not self.overwrite:
+            if not begun and (self.folder / GRID).exists() and settings_in(self.folder / GRID) is None and not self.overwrite:
                 raise UserError(f"{self.folder / GRID} is not of ldm: choose another --out, or give --overwrite")
             pending = [request for request in requests if not self._is_there(request)]
-            for name in beside if not lines and not self.overwrite else ():
+            for name in beside if not begun and not self.overwrite else ():
                 for request in pending if "*" in name else pending[:1]:
                     self._require_ours(self.folder / name.replace("*", str(request.index)), picture_path(self.folder, request.index))
+            if not begun:  # what is here from now on is ours, also after a kill
+                write_atomically(self.folder / MANIFEST, b"")
             return pending
 
     def _require_ours(self, path: Path, picture: Path) -> None:

@@ -12,7 +12,7 @@ from ldm import model_folder
 from ldm.errors import UserError
 from ldm.interfaces import Adversary, Autoencoder, AutoencoderLoss, Batch, Factory, ReconstructionMetric, TrainingData, built
 from ldm.ranges import to_float
-from ldm.stages.health import CodeUsage, LatentMoments
+from ldm.stages.health import CodeUsage, LatentMoments, LatentSpectrum
 from ldm.stages.optim import AdamW, Part, configure
 from ldm.stages.training import TrainingStage, first_stage_of, parameters_of, require_channels, require_multiple
 
@@ -67,7 +67,8 @@ class AutoencoderStage(TrainingStage):
         self.optimizer, self.discriminator_optimizer, self.seed = optimizer, discriminator_optimizer or optimizer, seed
         self.psnr = PeakSignalNoiseRatio(data_range=2.0, reduction="elementwise_mean", dim=(1, 2, 3))
         self.ssim, self.held_out_error = StructuralSimilarityIndexMeasure(data_range=2.0), self.mean()
-        self.metrics, self.latents = nn.ModuleList(metrics), LatentMoments(autoencoder.channels)
+        self.metrics = nn.ModuleList(metrics)
+        self.latents, self.spectrum = LatentMoments(autoencoder.channels), LatentSpectrum()
         self.usage = CodeUsage(autoencoder.num_codes) if autoencoder.num_codes else None
 
     def check(self, data: TrainingData) -> None:
@@ -152,6 +153,7 @@ class AutoencoderStage(TrainingStage):
         for metric in self.metrics:
             metric.update(reconstruction, x)  # type: ignore[operator]
         self.latents.update(z)
+        self.spectrum.update(z)
         if self.usage is not None:
             self.usage.update(self.model.codes(z))
         self.log_dict({"val/psnr": self.psnr, "val/ssim": self.ssim}, prog_bar=True, on_epoch=True, batch_size=len(x))
@@ -159,7 +161,7 @@ class AutoencoderStage(TrainingStage):
         self.log("val/reconstruction", self.held_out_error, on_epoch=True, batch_size=len(x))
 
     def on_validation_epoch_end(self) -> None:
-        metrics: list[Any] = [*self.metrics, self.latents, *([self.usage] if self.usage else [])]
+        metrics: list[Any] = [*self.metrics, self.latents, self.spectrum, *([self.usage] if self.usage else [])]
         for metric in metrics:
             self.log_dict({f"val/{name}": value for name, value in metric.compute().items()})
             metric.reset()

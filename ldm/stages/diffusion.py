@@ -38,10 +38,12 @@ from ldm.ranges import to_float
 from ldm.sampling.pipeline import CHUNK_SIZE, generate
 from ldm.sampling.request import InputImage, SampleRequest, SamplingConfig, SeedNoise
 from ldm.stages.derive import COND_DROP_PROB, parts_of_stage_2, unused
+from ldm.stages.health import LossByLevel
 from ldm.stages.optim import AdamW, Part, configure
-from ldm.stages.training import TrainingStage, first_stage_of, posterior_of, require_channels, require_classes, require_multiple
+from ldm.stages.training import TrainingStage, first_stage_of, logs_now, posterior_of, require_channels, require_classes, require_multiple
 from ldm.stages.vocabulary import tables
 
+TRAJECTORY = 8  # pictures of how one came about
 JUDGED, POOR = 16, 20.0  # images, and PSNR in dB below which a first stage is not fit for use
 
 
@@ -91,6 +93,7 @@ class DiffusionStage(TrainingStage):
         self.objective, self.optimizer, self.seed = objective or Simple(), optimizer, seed
         chosen = sampler or DPMSolverPP2M(), guidance or CFG()
         self.sampling, self.held_out_loss = SamplingConfig(*chosen, sampling_steps, spacing), self.mean()
+        self.by_level, self.captions = LossByLevel(), dict[str, list[str]]()  # of the pictures that were shown last, by name
         self._teacher_model: tuple[LatentModel, SamplingConfig] | None = None  # a tuple hides it from state_dict
 
     @property
@@ -191,8 +194,8 @@ class DiffusionStage(TrainingStage):
     def _to_device(self, batch: Batch) -> Batch:
         return {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
-    def _loss(self, batch: Batch, drop: float) -> Tensor:
-        """(B,) with fresh posterior samples, noise, steps and dropped conditions."""
+    def _loss(self, batch: Batch, drop: float) -> tuple[Tensor, Tensor]:
+        """(B,) with fresh posterior samples, noise, steps and dropped conditions; the steps as shares of the schedule, (B,)."""
         model = self.model
         posterior = posterior_of(model.latents, batch)
         draws: Draws = batch["draws"]
@@ -202,7 +205,8 @@ class DiffusionStage(TrainingStage):
         if drop:
             keep = (draws.uniform() >= drop).to(z0.device)
             cond = cond.where(keep, model.conditioner.null(batch))
-        return self.objective.loss(model.denoiser, z0, noise, t, cond, self._teacher(batch))
+        loss = self.objective.loss(model.denoiser, z0, noise, t, cond, self._teacher(batch))
+        return loss, t / len(model.denoiser.schedule.sigmas)
 
     @torch.no_grad()
     def _teacher(self, batch: Batch) -> Denoise | None:
@@ -214,23 +218,26 @@ class DiffusionStage(TrainingStage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.seed_step(batch_idx)
-        loss = self._loss(self.with_draws(batch, batch_idx), self.cond_drop_prob).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["id"]))
+        losses, share = self._loss(self.with_draws(batch, batch_idx), self.cond_drop_prob)
+        self.log("train/loss", loss := losses.mean(), prog_bar=True, batch_size=len(batch["id"]))
+        self.by_level.update(share, losses.detach())
+        if logs_now(self.trainer):
+            self.log_dict({f"train/{name}": value for name, value in self.by_level.compute().items()}, batch_size=1)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The objective on held-out images, always with the same noise and steps."""
         if not batch["id"]:
             return
-        self.held_out_loss(self._loss(self.with_draws(batch, batch_idx), 0.0))
+        self.held_out_loss(self._loss(self.with_draws(batch, batch_idx), 0.0)[0])
         self.log("val/loss", self.held_out_loss, prog_bar=True, on_epoch=True, batch_size=len(batch["id"]))
 
     test_step = validation_step
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Sixteen samples (N,3,H,W) in [-1,1], or fewer clips with their frames side by side: of held-out texts or numbers, of classes
-        spread evenly, or of no condition.  Of a model that works on images, eight held-out images: what it was shown, what it made of
-        that, what they are."""
+        spread evenly, or of no condition; and how the first came about.  Of a model that works on images, eight held-out images: what it
+        was shown, what it made of that, what they are."""
         conditioner, classes = self.model.conditioner, self.data.classes
         frames = self.model.denoiser.network.frames
         if conditioner.image is not None:
@@ -244,7 +251,14 @@ class DiffusionStage(TrainingStage):
             conditions = [condition_of(conditioner, *known) for known in zip(labels, batch["text"], numbers, strict=True)]
         count, chunk_size = max(2, 16 // frames), max(1, CHUNK_SIZE // frames)
         requests = [SampleRequest(i, SeedNoise(0, i), conditions[i * len(conditions) // count]) for i in range(count)]
-        return {"samples": side_by_side(generate(self.model, requests, self.sampling, classes, chunk_size), frames)}
+        self.captions["samples"] = [f"seed {request.noise.index}{_named(request.condition)}" for request in requests]  # type: ignore[arg-type, union-attr]
+        denoised = list[Tensor]()
+        chosen = (self.sampling, classes, chunk_size)
+        pictures = generate(self.model, requests, *chosen, on_denoised=lambda z0: denoised.append(z0[:1]))
+        first = denoised[: len(denoised) // -(-count // chunk_size)]  # of the first chunk
+        shown = torch.cat([first[i * (len(first) - 1) // (TRAJECTORY - 1)] for i in range(TRAJECTORY)])
+        steps = self.model.latents.to_images(shown).clamp(-1, 1)
+        return {"samples": side_by_side(pictures, frames), "trajectory": side_by_side(steps, frames)}
 
     def restored(self, batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of a model that works on images: what it is shown of the first `count`, what it makes of that, what they are, (count,3,H,W)."""
@@ -264,6 +278,11 @@ class DiffusionStage(TrainingStage):
     def configure_optimizers(self) -> Any:
         trainable = [p for p in self.parameters() if p.requires_grad]
         return configure([Part(trainable, self.optimizer)], self.trainer.max_steps)
+
+
+def _named(condition: Condition) -> str:
+    """A condition for a caption."""
+    return "".join(f", {name} {value}" for name, value in condition.items() if value is not None)
 
 
 def start_from(model: LatentDiffusion, path: str) -> tuple[list[str], dict[str, Tensor]] | None:

@@ -214,6 +214,12 @@ class TrainingStage(L.LightningModule):
         self._say(f"the batch was {before} images and is {now}: this goes on after image {images} of the epoch")
 
 
+def logs_now(trainer: L.Trainer) -> bool:
+    """Whether Lightning hands what is logged in this step to the loggers: after every log_every_n_steps steps."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return bool(every) and (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
+
+
 def missing_of(found: Mapping[str, Any], *names: str) -> list[str]:
     """Those of the names that are not there."""
     return [name for name in names if name not in found]
