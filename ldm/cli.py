@@ -9,7 +9,7 @@ import traceback
 from importlib import import_module
 
 from ldm.commands import COMMANDS
-from ldm.errors import Stopped, UserError, nearest
+from ldm.errors import Stopped, UserError, nearest, of_library
 from ldm.signals import Signals
 
 # What a machine says of a file or a disk of the user: not there, no right, no room, ...
@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
                 return _end(name, f"{error.strerror}: {error.filename}: {remedy}", 1)
             if os.environ.get("LDM_TRACEBACK"):
                 raise
+            if (meaning := of_library(error)) is not None:
+                return _end(name, meaning, 1)
             return _report(name, rest, error)
 
 

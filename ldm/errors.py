@@ -1,5 +1,6 @@
 """What goes wrong, told apart: the user's mistakes, which are one sentence, and ours, which are not."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
@@ -31,6 +32,41 @@ def require_at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
             raise UserError(f"{name} is {value}; allowed is {least} or more")
+
+
+# What libraries say, by a part of it or of the exception's name, and what that means here
+LIBRARIES = (
+    (
+        r"OutOfMemoryError|CUDA out of memory",
+        "the GPU's memory is used up: take a smaller --data.batch_size (of `ldm sample`: --chunk-size), --model.network.recompute true, or "
+        "a smaller network",
+    ),
+    (
+        r"MemoryError|can't allocate memory|not enough memory|Cannot allocate memory",
+        "the machine's memory is used up: take a smaller --data.batch_size, fewer --data.num_workers, or --data.cache_on disk",
+    ),
+    (
+        r"insufficient shared memory|unable to (open|write to) shared memory",
+        "shared memory is used up: docker run --shm-size 8g, or --ipc=host",
+    ),
+    (
+        r"DataLoader worker .*(exited unexpectedly|killed by signal)",
+        "a process that reads the data was ended from outside, mostly because memory ran out: take fewer --data.num_workers",
+    ),
+    (r"Too many open files", "too many files are open: raise the limit (ulimit -n 65536), or take fewer --data.num_workers"),
+    (
+        r"(gloo|NCCL|nccl|DistBackendError|TCPStore).*(peer|closed|reset|abort|timeout|Timeout|timed out|refused|remote)",
+        "the connection to another process of this run broke: it has ended, and said why; the last checkpoint is good for --ckpt_path last",
+    ),
+    (r"no kernel image is available|CUDA driver version is insufficient", "this build of torch does not fit this GPU or its driver"),
+)
+
+
+def of_library(error: BaseException) -> str | None:
+    """What an exception of a library means, in a sentence; None: nothing that is known."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    found = next((meaning for part, meaning in LIBRARIES if re.search(part, said)), None)
+    return found and f"{found} ({said[:160]})"
 
 
 class Stopped(Exception):

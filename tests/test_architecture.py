@@ -34,7 +34,7 @@ ALLOWED = {
     "latents": CORE | {"diffusion", "model_folder"},
     "sampling": CORE | {"diffusion", "conditioning", "latents", "data", "degradations", "autoencoder", "model_folder", "registry"},
     "stages": CORE | {"diffusion", "conditioning", "latents", "sampling", "model_folder", "registry"},
-    "callbacks": CORE | {"data", "nn", "stages", "model_folder"},
+    "callbacks": CORE | {"data", "nn", "metrics", "sampling", "stages", "model_folder"},
     "auto": CORE | {"data", "nn", "autoencoder", "latents", "metrics", "sampling", "model_folder"},  # what `ldm train` chooses
     "console": CORE | {"registry", "model_folder"},  # what the commands' command lines share
     "commands": CORE

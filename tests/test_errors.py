@@ -237,6 +237,39 @@ def test_what_the_machine_refuses_is_one_sentence(tmp_path, capsys, monkeypatch)
     assert capsys.readouterr().err == f"ldm wav: No space left on device: {tmp_path / 'x'}: make room there\n"
 
 
+@pytest.mark.parametrize(
+    ("raised", "sentence"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "the GPU's memory is used up: take a smaller"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), "the machine's memory is used up"),
+        (MemoryError(), "the machine's memory is used up"),
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed."), "a process that reads the data was ended from outside"),
+        (RuntimeError("DataLoader worker (pid(s) 3, 4) exited unexpectedly"), "fewer --data.num_workers"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:3"), "the connection to another process"),
+        (OSError(24, "Too many open files"), "ulimit -n"),
+    ],
+)
+def test_what_libraries_say_is_translated(raised: Exception, sentence: str, capsys, monkeypatch) -> None:
+    def fails(command: str, arguments: list[str]) -> int:
+        raise raised
+
+    monkeypatch.setattr("ldm.commands.wav.main", fails)
+    assert main(["wav", "x.png"]) == 1
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "fault of ldm" not in said
+
+
+def test_memory_that_is_not_there_is_one_sentence(tmp_path) -> None:
+    code = "import resource, torch; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); from ldm.errors import of_library\n"
+    code += "try: torch.zeros(2**34)\nexcept RuntimeError as error: print(of_library(error))"
+    import subprocess
+    import sys
+
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("the machine's memory is used up")
+
+
 @pytest.mark.parametrize(("raised", "status"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 141), (SystemExit(3), 3)])
 def test_exit_statuses(raised: BaseException, status: int, capfd, monkeypatch) -> None:
     def ends(command: str, arguments: list[str]) -> int:

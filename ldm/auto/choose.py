@@ -1,6 +1,7 @@
 """Which checkpoint, with which strength of guidance, makes pictures that are most like the training's."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
@@ -69,9 +70,14 @@ def samples(
 
 @torch.no_grad()
 def reconstructions(loaded: model_folder.Loaded, images: Images, indices: Sequence[int], device: torch.device, count: int) -> Tensor:
-    """uint8 (2*count,C,H,W): images of a set, evenly chosen, and what the first stage makes of them."""
-    autoencoder = loaded.model.latents.autoencoder.to(device)
-    x = torch.stack([to_float(images[indices[i * len(indices) // count]]["image"]) for i in range(count)]).to(device)
+    """uint8 (2N,C,H,W): N <= count images of a set, evenly chosen of those that can be read, and what the first stage makes of them."""
+    autoencoder, found = loaded.model.latents.autoencoder.to(device), list[Tensor]()
+    spread = [indices[i * len(indices) // count] for i in range(count)]
+    for index in dict.fromkeys([*spread, *indices]):
+        if len(found) < count:
+            with suppress(OSError, ValueError, SyntaxError):  # what Pillow raises for damaged files, of which the training has told
+                found.append(to_float(images.pixels(index)))
+    x = torch.stack(found).to(device)
     return to_uint8(torch.cat([x, autoencoder.decode(autoencoder.encode(x).mode()).clamp(-1, 1)])).cpu()
 
 

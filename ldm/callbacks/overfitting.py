@@ -8,13 +8,15 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 LOSSES = ("val/loss", "val/reconstruction")  # of stage 2 and of a classifier, of stage 1
+DISTANCE = "val/fd"  # of the callback FrechetDistance, by which the best one is kept where it is there
 SMALL = 1000  # training images
 PATIENCE = 3  # validations without a least loss, after which it is said
 CLEARLY = 1.01
 
 
 class Best(L.Callback):
-    """Keeps `best.ckpt` of the validation at which the held-out loss was least, and says where it has risen since.
+    """Keeps `best.ckpt` of the validation at which the held-out loss was least, or with FrechetDistance the distance, and says where
+    it has risen since.
 
     dirpath: folder of the checkpoints.
     """
@@ -32,7 +34,7 @@ class Best(L.Callback):
             )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        found = next((trainer.callback_metrics[name] for name in LOSSES if name in trainer.callback_metrics), None)
+        found = next((trainer.callback_metrics[name] for name in (DISTANCE, *LOSSES) if name in trainer.callback_metrics), None)
         if found is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         self.latest = float(found)
@@ -53,7 +55,8 @@ class Best(L.Callback):
         self.told = True
         if trainer.is_global_zero:
             figures = f"({self.least:.4g}; now {self.latest:.4g})"
-            print(f"the held-out loss was least at step {self.step} {figures}: the model over-fits since; the one of then is {self.path}")
+            what = "distance val/fd" if DISTANCE in trainer.callback_metrics else "held-out loss"
+            print(f"the {what} was least at step {self.step} {figures}: the model over-fits since; the one of then is {self.path}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"least": self.least, "step": self.step}

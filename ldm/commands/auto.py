@@ -29,7 +29,7 @@ from ldm.data.report import sentences
 from ldm.data.split import evenly
 from ldm.data.transforms import as_image, grid
 from ldm.errors import Stopped, UserError
-from ldm.files import write_atomically
+from ldm.files import sweep, write_atomically
 from ldm.run_folder import RunFolder
 from ldm.sampling.model import device_of
 from ldm.sampling.request import SamplingConfig
@@ -131,14 +131,15 @@ def finish(found: Plan, run: Path, began: float) -> None:
     model_folder.save(loaded.model, run / "model", {**loaded.card, "sampling": config.described(), "chosen": asdict(chosen)})
     pictures = samples(loaded, images, train.tolist(), device, chosen.scale, 4 if limit() is not None else SAMPLES)
     as_image(grid(pictures, COLUMNS)).save(run / "samples.png")
-    as_image(grid(reconstructions(loaded, images, held_out.tolist(), device, COLUMNS), COLUMNS)).save(run / "reconstructions.png")
+    shown = reconstructions(loaded, images, held_out.tolist(), device, COLUMNS)
+    as_image(grid(shown, len(shown) // 2)).save(run / "reconstructions.png")
     figures: dict[str, Any] = {"images": found.facts.images, "classes": found.facts.classes, "px": found.shape.size}
     figures["minutes of this start"] = (time.monotonic() - began) / 60
     if network is not None:
         figures[f"FD-{network.name} of {count} samples to the training images, {STEPS} steps"] = chosen.distance
     distance = "" if network is None else f"FD-{network.name}"
-    shown = [replace(one, path=str(Path(one.path).relative_to(run))) for one in candidates]
-    _write_report(found, run, figures, shown, distance, chosen.scale, loaded.card["steps"])
+    below = [replace(one, path=str(Path(one.path).relative_to(run))) for one in candidates]
+    _write_report(found, run, figures, below, distance, chosen.scale, loaded.card["steps"])
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -188,6 +189,7 @@ def train(
         for stage in STAGES:
             RunFolder(folder / stage).clear()
         (folder / STATE).unlink(missing_ok=True)
+    sweep(folder)
     found = begin(source, folder, hours, size, text_encoder)
     print("\n".join([*described(found), f"pictures on the way: {folder}/autoencoder/pictures, {folder}/diffusion/pictures"]), flush=True)
     for stage, what in STAGES.items():

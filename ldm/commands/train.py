@@ -27,7 +27,7 @@ from ldm.run_folder import CHECKPOINTS, CONFIG, RunFolder
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.diffusion import DiffusionStage
 
-SUMMED_UP = ("train/loss", "val/loss", "val/psnr", "val/ssim", "val/reconstruction", "val/accuracy", "train/skipped_steps")
+SUMMED_UP = ("train/loss", "val/loss", "val/fd", "val/psnr", "val/ssim", "val/reconstruction", "val/accuracy", "train/skipped_steps")
 WRITERS = (ModelFolder, Pictures, Best, PowerEMA)  # callbacks that a dry run does without
 
 

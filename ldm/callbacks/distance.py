@@ -1,0 +1,65 @@
+"""How like the training images the samples of a training are."""
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+
+from ldm import model_folder
+from ldm.data.images import Subset
+from ldm.data.split import evenly
+from ldm.errors import UserError
+from ldm.interfaces import Features
+from ldm.metrics.distances import Statistics, frechet_distance
+from ldm.metrics.features import measured
+from ldm.sampling.like import samples_like
+from ldm.sampling.model import Model
+from ldm.sampling.request import SamplingConfig
+from ldm.signals import Interrupted, breakable
+from ldm.stages.diffusion import DiffusionStage
+
+REFERENCES = 1024  # training images, evenly chosen
+
+
+class FrechetDistance(L.Callback):
+    """After each validation of stage 2: `val/fd`, the Fréchet distance (arXiv:1706.08500) of `count` samples to REFERENCES training images,
+    in features.  Best then keeps the checkpoint of the least one.
+
+    steps: of these samples; all else is as `ldm sample` samples.  Distances depend on count: compare none of different counts.
+    """
+
+    def __init__(self, features: Features, count: int = 256, steps: int = 12) -> None:
+        if count < 2 or steps < 1:
+            raise UserError(f"FrechetDistance has count {count} and steps {steps}; allowed are 2 or more samples and 1 step or more")
+        self.features, self.count, self.steps = features, count, steps
+        self._wanted: Statistics | None = None
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or not isinstance(pl_module, DiffusionStage):
+            return
+        found = math.nan
+        if trainer.is_global_zero:
+            try:
+                with breakable():
+                    found = self._measured(pl_module)
+            except Interrupted:  # the training stops at its next batch
+                pass
+        found = trainer.strategy.broadcast(found)
+        if not math.isnan(found):
+            pl_module.log("val/fd", found, prog_bar=True, batch_size=1)
+
+    @torch.no_grad()
+    def _measured(self, stage: DiffusionStage) -> float:
+        device, train = stage.device, stage.trainer.datamodule.sets[0]  # type: ignore[attr-defined]
+        network = self.features.to(device)
+        indices: list[Any] = [int(train.indices[i]) for i in evenly(len(train.indices), REFERENCES)]
+        if self._wanted is None:
+            self._wanted = Statistics.of(measured(network, Subset(train.images, indices), 64, device)[0])
+        chosen = [indices[i * len(indices) // self.count] for i in range(self.count)]
+        model = Model(model_folder.Loaded(stage.model, stage.card(), ""), str(device))
+        config = SamplingConfig.of({**stage.card(), "sampling": {**stage.sampling.described(), "steps": self.steps}})
+        pictures = samples_like(model, train.images, chosen, config)
+        made = torch.cat([network(part.to(device)).cpu() for part in pictures.split(64)])
+        return float(frechet_distance(Statistics.of(made), self._wanted))
