@@ -119,10 +119,14 @@ def hashes(paths: list[Path]) -> dict[str, str]:
 
 
 def checkpoint_hash(path: Path) -> str:
-    """Of all numbers in a checkpoint but for scores and paths of Lightning's own callback, which name the folder."""
+    """Of all numbers in a checkpoint but for scores and paths of Lightning's own callback, which name the folder, and for how many batches
+    of validations this process has seen."""
     found, digest = torch.load(path, map_location="cpu", weights_only=True), hashlib.sha256()
     found.pop("callbacks", None)
     found.get("ldm", {}).pop("settings", None)
+    loop = found["loops"]["fit_loop"]
+    for name in [name for name in loop if name.startswith("epoch_loop.val_loop")]:
+        del loop[name]
 
     def add(value: Any) -> None:
         if isinstance(value, torch.Tensor):

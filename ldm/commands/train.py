@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ldm import registry
-from ldm.callbacks.checkpoints import LAST, ModelFolder
+from ldm.callbacks.checkpoints import LAST, ModelFolder, by_age
 from ldm.callbacks.loggers import WandbLog
 from ldm.callbacks.overfitting import Best
 from ldm.callbacks.power_ema import PowerEMA
@@ -90,8 +90,8 @@ def checkpoint_path(cli: CLI) -> Path | None:
     path = folder / f"{given}.ckpt" if given in ("last", "best") else folder / LAST if given == "auto" else Path(given).expanduser()
     if path.is_file():
         return path
-    if given == "auto":
-        return None
+    if given == "auto":  # a process that is killed at its first checkpoint leaves one without that name
+        return next(iter(by_age(folder)), None)
     raise UserError(f"there is no checkpoint {str(path)!r} to go on from: leave --ckpt_path out to start anew, or give `auto`")
 
 
