@@ -75,6 +75,11 @@ def _temporary(path: Path) -> tuple[Path, IO[Any]]:
         held.close()  # `sweep` of another process was faster than the lock
 
 
+def newest_first(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder, without those that are being written."""
+    return sorted((path for path in folder.glob(pattern) if PART not in path.name), key=lambda path: path.stat().st_mtime, reverse=True)
+
+
 def sweep(folder: Path) -> list[Path]:
     """Remove what killed processes had begun to write in a folder; what is being written stays.  Returns what was removed."""
     removed = []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ldm import model_folder
 from ldm.errors import UserError
-from ldm.files import sweep
+from ldm.files import newest_first, sweep
 from ldm.locking import try_lock
 
 LOCK, CONFIG, CHECKPOINTS = ".ldm.lock", "fit.yaml", "checkpoints"
@@ -27,9 +27,8 @@ class RunFolder:
     @property
     def holds(self) -> str | None:
         """What would be lost if another training were written here, in words; None: nothing."""
-        checkpoints = sorted((self.path / CHECKPOINTS).glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-        if checkpoints:
-            return f"checkpoints, the last one {checkpoints[-1].name}"
+        if checkpoints := newest_first(self.path / CHECKPOINTS, "*.ckpt"):
+            return f"checkpoints, the last one {checkpoints[0].name}"
         return "a model" if (self.path / "model" / model_folder.CONFIG).is_file() else None
 
     def require_free(self, command: str) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
@@ -158,10 +159,36 @@ def test_two_processes_encode_and_measure_as_one(trained: Path, tmp_path: Path) 
     assert found[0] == pytest.approx({name: found[1][name] for name in found[0]}, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_signal_saves_a_checkpoint_that_resumes(tmp_path: Path, number: signal.Signals) -> None:
-    arguments = stage1(tmp_path, "--trainer.val_check_interval=100000", "--trainer.log_every_n_steps=1", steps=100_000)
-    process = subprocess.Popen([sys.executable, "-m", "ldm", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+SLURM = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_NTASKS": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
+
+
+@pytest.mark.parametrize(
+    ("number", "environment", "devices"),
+    [
+        pytest.param(signal.SIGINT, {}, [], id="ctrl-c"),
+        pytest.param(signal.SIGUSR1, SLURM, [], id="slurm"),  # whose requeue is the same command, with `--ckpt_path auto`
+        pytest.param(signal.SIGTERM, {}, ["--trainer.devices=2", "--trainer.strategy=ddp"], id="two processes", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_saves_a_checkpoint_that_resumes(
+    tmp_path: Path, number: signal.Signals, environment: dict[str, str], devices: list[str]
+) -> None:  # fmt: skip
+    often = ["--trainer.val_check_interval=100000", "--trainer.log_every_n_steps=1", "--ckpt_path=auto"]
+    arguments = stage1(tmp_path, *often, *devices, steps=100_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ldm", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
     metrics = tmp_path / "autoencoder" / "logs" / "metrics.csv"
     deadline = time.monotonic() + 120
     while not metrics.is_file() and time.monotonic() < deadline and process.poll() is None:
@@ -174,7 +201,7 @@ def test_a_signal_saves_a_checkpoint_that_resumes(tmp_path: Path, number: signal
     step = torch.load(last, weights_only=True)["global_step"]
     assert step > 0
     assert f"stopped at step {step}" in errors
-    assert main(stage1(tmp_path, "--ckpt_path", "last", steps=step + 2)) == 0
+    assert main(stage1(tmp_path, "--ckpt_path=auto", steps=step + 2)) == 0
     assert torch.load(last, weights_only=True)["global_step"] == step + 2
 
 

@@ -292,6 +292,8 @@ class Campaign:
 
     def damaged(self, name: str, run: Path) -> str | None:
         for path in self.kinds[name].good(run):
+            if files.PART in path.name:
+                continue
             try:
                 torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:

@@ -12,10 +12,10 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from ldm import model_folder
 from ldm.callbacks.ema import EMA
 from ldm.errors import Stopped, UserError
-from ldm.files import replacing
+from ldm.files import newest_first, replacing
 from ldm.signals import Signals
 
-LAST, BROKEN = "last.ckpt", "exception.ckpt"
+LAST, BROKEN, ANY = "last.ckpt", "exception.ckpt", "*.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -67,15 +67,10 @@ def read_checkpoint(path: Path, map_location: Any = None) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise TypeError
     except Exception as error:  # torch.load raises many kinds: zip, pickle, key, runtime
-        whole = next((other for other in by_age(path.parent) if other != path and _is_whole(other)), None)
+        whole = next((other for other in newest_first(path.parent, ANY) if other != path and _is_whole(other)), None)
         remedy = "leave --ckpt_path out to start anew" if whole is None else f"the newest whole one there is --ckpt_path {whole}"
         raise UserError(f"{path} is damaged, or no checkpoint of `ldm fit` ({type(error).__name__}): {remedy}") from error
     return found
-
-
-def by_age(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, the newest first."""
-    return sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def _is_whole(path: Path) -> bool:

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ldm import registry
-from ldm.callbacks.checkpoints import LAST, ModelFolder, by_age
+from ldm.callbacks.checkpoints import ANY, LAST, ModelFolder
 from ldm.callbacks.loggers import WandbLog
 from ldm.callbacks.overfitting import Best
 from ldm.callbacks.power_ema import PowerEMA
@@ -22,7 +22,7 @@ from ldm.console.lightning import PARSER, of_worker, plain_errors, quiet
 from ldm.console.shorten import IMAGES, limit, training_options
 from ldm.data.module import ImageData
 from ldm.errors import UserError
-from ldm.files import write_atomically
+from ldm.files import newest_first, write_atomically
 from ldm.run_folder import CHECKPOINTS, CONFIG, RunFolder
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.diffusion import DiffusionStage
@@ -91,7 +91,7 @@ def checkpoint_path(cli: CLI) -> Path | None:
     if path.is_file():
         return path
     if given == "auto":  # a process that is killed at its first checkpoint leaves one without that name
-        return next(iter(by_age(folder)), None)
+        return next(iter(newest_first(folder, ANY)), None)
     raise UserError(f"there is no checkpoint {str(path)!r} to go on from: leave --ckpt_path out to start anew, or give `auto`")
 
 
