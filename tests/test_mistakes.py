@@ -120,6 +120,15 @@ def test_a_setting_that_is_not_there_names_its_file(tmp_path: Path) -> None:
         check(find_configs(["-c", "data/digits.yaml", "-c", "autoencoder/digits.yaml", "-c", str(tmp_path / "mine.yaml")]))
 
 
+@pytest.mark.parametrize(
+    "content", ["trainer: 3\n", "trainer: [1]\n", "model: []\n", "data: 5\n", "model: {class_path: 3}\n", "3\n", "{1: 2}\n"]
+)
+def test_a_config_of_another_shape_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"mine.yaml\)"):
+        check(find_configs(["-c", "data/digits.yaml", "-c", "autoencoder/digits.yaml", "-c", str(tmp_path / "mine.yaml")]))
+
+
 @pytest.mark.parametrize("command", ["fit", "encode", "configs"])
 def test_help_of_training_lists_configs_and_imports_nothing_heavy(command: str) -> None:
     code = f"import sys; from ldm.cli import main; main(['{command}', '--help']); print({{'torch', 'lightning'}} & set(sys.modules))"

@@ -205,16 +205,6 @@ def test_a_signal_saves_a_checkpoint_that_resumes(
     assert torch.load(last, weights_only=True)["global_step"] == step + 2
 
 
-def test_wandb_logs_offline_where_there_is_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    arguments = [part for part in stage1(tmp_path) if part != "trainer/csv.yaml"]
-    del arguments[arguments.index("trainer/cpu.yaml") + 1]  # the -c before trainer/csv.yaml
-    result = ldm(*arguments)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert list((tmp_path / "autoencoder").rglob("offline-run-*/*.wandb"))
-
-
 CONFIGS = Path(__file__).parent.parent / "configs"
 OVERLAYS = sorted([*CONFIGS.glob("losses/*.yaml"), *CONFIGS.glob("evaluation/*.yaml")])
 

@@ -15,6 +15,7 @@ from ldm.cli import main
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_every_case(tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
     command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--quick", "--json", str(target)]

@@ -68,10 +68,10 @@ class Check:
             if place not in ROOTS:
                 self._require_plain(place)
                 self.run = str(value) if place == "run" else self.run
-            elif place == "trainer":
-                for key, one in (value or {}).items():
+            elif place == "trainer" and isinstance(value, Mapping):
+                for key, one in value.items():
                     self.argument(place, str(key), one)
-            else:
+            elif value is not None:
                 self.part(place, [ROOTS[place]], value)
         self.file = ""
 
