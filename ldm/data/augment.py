@@ -1,13 +1,15 @@
 """Augmentations of training images: any transforms of torchvision.transforms.v2, which the network may be told of."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from ldm.interfaces.conditioning import AUGMENTED
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 
 class Augment:
@@ -17,12 +19,14 @@ class Augment:
     does not make augmented pictures (Karras et al. 2022, arXiv:2206.00364, appendix F.2).
     """
 
-    def __init__(self, transforms: Sequence[v2.Transform], share: float = 1.0) -> None:
+    def __init__(self, transforms: "Sequence[v2.Transform]", share: float = 1.0) -> None:
         self.transforms, self.share = list(transforms), share
         self.names = [f"{AUGMENTED}{type(transform).__name__}" for transform in self.transforms]
 
     def __call__(self, image: Tensor, map_: Tensor | None, draw: int) -> tuple[Tensor, Tensor | None, dict[str, float]]:
         """image (C,H,W), map uint8 (3,H,W); draw: of this image in this epoch, on which alone the result depends."""
+        from torchvision import tv_tensors  # which takes a second to import
+
         told = dict.fromkeys(self.names, 0.0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw)
