@@ -34,7 +34,7 @@ from ldm.nn.dit import DiT
 from ldm.nn.unet import UNet
 from ldm.ranges import to_float, to_uint8
 from ldm.sampling.settings import settings_in
-from ldm.stages.diffusion import start_from
+from ldm.stages.inherit import start_from
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CPU = torch.device("cpu")

@@ -35,7 +35,7 @@ from ldm.nn.frames import FrameMixing
 from ldm.nn.unet import UNet
 from ldm.sampling.settings import settings_in
 from ldm.sampling.writer import frames_in
-from ldm.stages.diffusion import start_from
+from ldm.stages.inherit import start_from
 
 
 def film(count: int, size: int = 64, seed: int = 0) -> list[Image.Image]:

@@ -30,7 +30,7 @@ from ldm.frames import side_by_side, split_frames
 from ldm.ranges import to_float, to_uint8
 from ldm.sampling.pipeline import generate
 from ldm.sampling.request import SampleRequest, SamplingConfig, SeedNoise
-from ldm.stages.diffusion import start_from
+from ldm.stages.inherit import start_from
 
 FRAMES, DEGREES = 8, 5.0
 
