@@ -228,7 +228,7 @@ def test_curves_of_a_run_that_was_started_twice(tmp_path: Path) -> None:
     log.save()
     (curve,) = report.curves(tmp_path / "diffusion")
     assert (curve.name, curve.last, curve.low, curve.high) == ("diffusion: train/loss", 20, "0.2", "1")
-    assert curve.points == "50.0,10.0 230.0,145.0 410.0,190.0"
+    assert curve.points == "60.0,10.0 235.0,145.0 410.0,190.0"
 
 
 def test_a_plan_says_what_it_is_told() -> None:

@@ -11,7 +11,7 @@ import jinja2
 
 from ldm.files import write_atomically
 
-WIDTH, HEIGHT, LEFT, TOP = 360, 180, 50, 10  # px of a curve's plot
+WIDTH, HEIGHT, LEFT, TOP = 350, 180, 60, 10  # px of a curve's plot
 SHOWN = ("train/loss", "val/psnr", "val/loss", "val/reconstruction")
 
 
