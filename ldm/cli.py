@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     with Signals(at_once=True) as signals:
         try:
             status: int = import_module(COMMANDS[name][0]).main(name, rest)
-            return status
+            return status or (signals.number and 128 + signals.number)  # one that came at the very end
         except Stopped as stopped:
             return _end(name, str(stopped), stopped.code)
         except UserError as error:

@@ -40,6 +40,8 @@ class Signals:
         self._before = {}
         if self in _entered:
             _entered.remove(self)
+        if _entered and not _entered[-1].number:  # nobody has obeyed it
+            _entered[-1].number = self.number
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again, self.number = bool(self.number), self.number or number
@@ -48,6 +50,11 @@ class Signals:
 
 
 _entered = list[Signals]()  # the last one has the handlers
+
+
+def waiting() -> int:
+    """The signal that came and that nobody has obeyed yet; 0: none."""
+    return _entered[-1].number if _entered else 0
 
 
 @contextmanager

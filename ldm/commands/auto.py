@@ -33,6 +33,7 @@ from ldm.files import sweep, write_atomically
 from ldm.run_folder import RunFolder
 from ldm.sampling.model import device_of
 from ldm.sampling.request import SamplingConfig
+from ldm.signals import waiting
 
 OPTIONS = [
     Option("path", "folder, archive, table of images: whatever --data.path takes", path),
@@ -200,6 +201,7 @@ def train(
         arguments, whole, started = found.fit(str(folder))[stage], not (folder / stage).exists(), time.monotonic()
         print(f"\n$ ldm {' '.join(map(quote, arguments))}", flush=True)
         status = run_stage(arguments, found.machine.devices)
+        status = status or (waiting() and 128 + waiting())  # one that came when the stage was at its end
         if status > 128:
             raise Stopped(status - 128, "stopped; the same command goes on from there")
         if status:
