@@ -212,6 +212,7 @@ def without_idle_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([t.chunk(3)[0], t.chunk(3)[2]]) if name.endswith("qkv.bias") else t for name, t in state.items()}
 
 
+@pytest.mark.slow
 def test_two_processes_with_half_the_batch_make_the_steps_of_one(tmp_path: Path) -> None:
     """Without noise (FSQ), which each rank draws for itself."""
     (tmp_path / "keep.py").write_text(KEEP)

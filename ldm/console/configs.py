@@ -19,6 +19,13 @@ CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.
 
 CPU = "trainer/cpu.yaml"
 ROOMS = ("trainer", "data", "autoencoder", "diffusion", "classifier", "losses", "objective", "task", "finetune", "evaluation", "sampling")
+RANKS = {
+    "trainer": 0,
+    "data": 1,
+    "autoencoder": 2,
+    "diffusion": 2,
+    "classifier": 2,
+}  # others are additions, in the order in which they are given
 NUM_CLASSES = "--model.conditioner.num_classes"
 OLD_OPTIONS = {"--model.drop": "--model.cond_drop_prob"}  # on Lightning's command line
 
@@ -26,8 +33,9 @@ OLD_OPTIONS = {"--model.drop": "--model.cond_drop_prob"}  # on Lightning's comma
 def find_configs(arguments: list[str]) -> list[str]:
     """The command line with the files after -c, --config and --config= as paths, each after those that it builds on.
 
-    A name is a file here or one of the package's.  The package's files come in the order of ROOMS, whatever order they are given in; a
-    trainer's file builds on trainer/cpu.yaml, which also stands where no file says how a run is kept.  Options are in today's names.
+    A name is a file here or one of the package's.  The package's files come in the order trainer, data, stage, additions, whatever order
+    they are given in; a trainer's file builds on trainer/cpu.yaml, which also stands where no file says how a run is kept.  Options are in
+    today's names.
     """
     names, rest = list[str](), list[str]()
     for argument in arguments:
@@ -52,7 +60,7 @@ def _ordered(names: list[str]) -> list[str]:
     places = [i for i, room in enumerate(rooms) if room is not None]
     ordered = list(names)
     given = [_path_of(name) for name in names]
-    for place, i in zip(places, sorted(places, key=lambda i: (ROOMS.index(str(rooms[i])), given[i] != CONFIGS / CPU)), strict=True):
+    for place, i in zip(places, sorted(places, key=lambda i: (RANKS.get(str(rooms[i]), 3), given[i] != CONFIGS / CPU)), strict=True):
         ordered[place] = names[i]
     if not names or CONFIGS / CPU in given or any(_keeps_runs(path) for path in given):
         return ordered
@@ -121,7 +129,7 @@ def find_config(name: str) -> list[Path]:
 def _path_of(name: str) -> Path:
     path = Path(name) if Path(name).exists() else CONFIGS / name.removeprefix("configs/")
     if not path.is_file():
-        known = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
+        known = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*/*.yaml"))
         raise UserError(f"there is no config file {name!r}; the package has {nearest(name, known, 60)}")
     return path
 

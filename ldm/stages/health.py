@@ -47,7 +47,7 @@ class LatentSpectrum(Metric):
         power = torch.fft.fft2(z.float(), norm="ortho").abs().square().mean((0, 1))
         rows, columns = (torch.fft.fftfreq(side, device=z.device) for side in z.shape[2:])
         radius = (rows[:, None].square() + columns.square()).sqrt()
-        band = (radius / 0.5 * self.BANDS).floor().long().clamp(max=self.BANDS - 1)
+        band = (radius / 0.5 * self.BANDS).ceil().long().sub(1).clamp(0, self.BANDS - 1)
         varies = (radius > 0).float()  # all but the mean
         for i, values in enumerate((power * varies, varies)):
             self.sums[i].index_add_(0, band.flatten(), values.flatten() * len(z))
@@ -55,7 +55,7 @@ class LatentSpectrum(Metric):
     def compute(self) -> dict[str, Tensor]:
         power = self.sums[0] / self.sums[1]
         relative = power / (self.sums[0].sum() / self.sums[1].sum())
-        return {f"latent_power_{band}": value for band, value in enumerate(relative)}
+        return {f"latent_power_{band}": value for band, value in enumerate(relative) if self.sums[1, band]}  # 4x4 latents have no low ones
 
 
 class LossByLevel(Metric):
