@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import ldm.commands.train
 from ldm.cli import main
 
 torch.set_num_threads(1)  # as in the processes that tests start: the last bits of a sum depend on it; and the workers share the cores
