@@ -19,13 +19,8 @@ CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.
 
 CPU = "trainer/cpu.yaml"
 ROOMS = ("trainer", "data", "autoencoder", "diffusion", "classifier", "losses", "objective", "task", "finetune", "evaluation", "sampling")
-RANKS = {
-    "trainer": 0,
-    "data": 1,
-    "autoencoder": 2,
-    "diffusion": 2,
-    "classifier": 2,
-}  # others are additions, in the order in which they are given
+# where they come; others are additions, in the order in which they are given
+RANKS = {"trainer": 0, "data": 1, "autoencoder": 2, "diffusion": 2, "classifier": 2}
 NUM_CLASSES = "--model.conditioner.num_classes"
 OLD_OPTIONS = {"--model.drop": "--model.cond_drop_prob"}  # on Lightning's command line
 
