@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ldm import model_folder
 from ldm.data.images import Images, Subset
-from ldm.data.split import evenly
+from ldm.data.split import evenly, spread
 from ldm.interfaces import Features
-from ldm.metrics.distances import Statistics, frechet_distance
-from ldm.metrics.features import Lite0Features, MobileNetV2, measured
+from ldm.metrics.features import Lite0Features, MobileNetV2, Reference, measured
 from ldm.nn.pretrained import has_lite0
 from ldm.ranges import to_float, to_uint8
 from ldm.sampling.like import samples_like
@@ -48,14 +47,11 @@ class Judge:
         self.network, self.images, self.device = network.to(device), images, device
         self.indices = [int(indices[i]) for i in evenly(len(indices), REFERENCES)]
         found, _ = measured(self.network, Subset(images, self.indices), 64, device)
-        self.wanted = Statistics.of(found)
+        self.reference = Reference(self.network, found, device)
 
-    @torch.no_grad()
     def distance(self, loaded: model_folder.Loaded, scale: float, count: int) -> float:
         """The Fréchet distance of `count` samples."""
-        pictures = samples(loaded, self.images, self.indices, self.device, scale, count, STEPS)
-        made = torch.cat([self.network(part.to(self.device)).cpu() for part in pictures.split(64)])
-        return float(frechet_distance(Statistics.of(made), self.wanted))
+        return self.reference.distance(samples(loaded, self.images, self.indices, self.device, scale, count, STEPS))
 
 
 def samples(
@@ -63,7 +59,7 @@ def samples(
     steps: int | None = None,
 ) -> Tensor:  # fmt: skip
     """uint8 (count,C,H,W): pictures of the conditions of images of a set, evenly chosen."""
-    chosen = [indices[i * len(indices) // count] for i in range(count)]
+    chosen = spread(indices, count)
     config = with_scale(SamplingConfig.of(loaded.card), scale)
     return samples_like(Model(loaded, str(device)), images, chosen, config if steps is None else replace(config, steps=steps))
 
@@ -72,8 +68,7 @@ def samples(
 def reconstructions(loaded: model_folder.Loaded, images: Images, indices: Sequence[int], device: torch.device, count: int) -> Tensor:
     """uint8 (2N,C,H,W): N <= count images of a set, evenly chosen of those that can be read, and what the first stage makes of them."""
     autoencoder, found = loaded.model.latents.autoencoder.to(device), list[Tensor]()
-    spread = [indices[i * len(indices) // count] for i in range(count)]
-    for index in dict.fromkeys([*spread, *indices]):
+    for index in dict.fromkeys([*spread(indices, count), *indices]):
         if len(found) < count:
             with suppress(OSError, ValueError, SyntaxError):  # what Pillow raises for damaged files, of which the training has told
                 found.append(to_float(images.pixels(index)))

@@ -1,7 +1,7 @@
 """How like the training images the samples of a training are."""
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import lightning as L
 import torch
@@ -9,14 +9,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from ldm import model_folder
 from ldm.data.images import Subset
-from ldm.data.split import evenly
+from ldm.data.split import evenly, spread
 from ldm.errors import UserError
 from ldm.interfaces import Features
-from ldm.metrics.distances import Statistics, frechet_distance
-from ldm.metrics.features import measured
+from ldm.metrics.features import Reference, measured
 from ldm.sampling.like import samples_like
 from ldm.sampling.model import Model
-from ldm.sampling.request import SamplingConfig
 from ldm.signals import Interrupted, breakable
 from ldm.stages.diffusion import DiffusionStage
 
@@ -33,7 +31,7 @@ class FrechetDistance(L.Callback):
             asked = f"count {count}, references {references} and steps {steps}"
             raise UserError(f"FrechetDistance has {asked}; allowed are 2 or more samples and references and 1 step or more")
         self.features, self.count, self.steps, self.references = features, count, steps, references
-        self._wanted: Statistics | None = None
+        self._reference: Reference | None = None
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or not isinstance(pl_module, DiffusionStage):
@@ -52,13 +50,10 @@ class FrechetDistance(L.Callback):
     @torch.no_grad()
     def _measured(self, stage: DiffusionStage) -> float:
         device, train = stage.device, stage.trainer.datamodule.sets[0]  # type: ignore[attr-defined]
-        network = self.features.to(device)
-        indices: list[Any] = [int(train.indices[i]) for i in evenly(len(train.indices), self.references)]
-        if self._wanted is None:
-            self._wanted = Statistics.of(measured(network, Subset(train.images, indices), 64, device)[0])
-        chosen = [indices[i * len(indices) // self.count] for i in range(self.count)]
+        indices = [int(train.indices[i]) for i in evenly(len(train.indices), self.references)]
+        if self._reference is None:
+            network = self.features.to(device)
+            self._reference = Reference(network, measured(network, Subset(train.images, indices), 64, device)[0], device)
         model = Model(model_folder.Loaded(stage.model, stage.card(), ""), str(device))
-        config = SamplingConfig.of({**stage.card(), "sampling": {**stage.sampling.described(), "steps": self.steps}})
-        pictures = samples_like(model, train.images, chosen, config)
-        made = torch.cat([network(part.to(device)).cpu() for part in pictures.split(64)])
-        return float(frechet_distance(Statistics.of(made), self._wanted))
+        config = replace(stage.sampling, steps=self.steps)
+        return self._reference.distance(samples_like(model, train.images, spread(indices, self.count), config))

@@ -16,8 +16,7 @@ from ldm.console.shorten import IMAGES, limit
 from ldm.data.images import Images, Subset, open_images
 from ldm.errors import UserError
 from ldm.interfaces import Autoencoder, Features
-from ldm.metrics.distances import Statistics, frechet_distance
-from ldm.metrics.features import MobileNetV2
+from ldm.metrics.features import MobileNetV2, Reference
 from ldm.ranges import to_float, to_uint8
 from ldm.sampling.like import samples_like
 from ldm.sampling.model import Model, device_of
@@ -59,12 +58,11 @@ def ema(
         network = (features or MobileNetV2()).to(place)
         images = open_images(reference, int(loaded.card["size"]))
         chosen = torch.linspace(0, len(images) - 1, min(n, len(images))).long().tolist()
-        wanted = Statistics.of(features_of(network, Subset(images, chosen), 64, place))
+        wanted = Reference(network, features_of(network, Subset(images, chosen), 64, place), place)
         results = {}
         for length, weights in zip(candidates, reconstruct(averages, list(candidates), step), strict=True):
             fill(loaded.model, weights)
-            made = torch.cat([network(part.to(place)).cpu() for part in pictures(loaded, images, chosen, place).split(64)])
-            results[length] = float(frechet_distance(Statistics.of(made), wanted))
+            results[length] = wanted.distance(pictures(loaded, images, chosen, place))
             print(f"length {length:<6} FD-{network.name} {results[length]:.4g}", flush=True)
         std = min(results, key=results.__getitem__)
     assert std is not None

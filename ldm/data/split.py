@@ -1,7 +1,7 @@
 """Which images are held out: by a hash of their names, so that images which come later move none of the others."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -49,6 +49,11 @@ def split_by_position(count: int, val_fraction: float, seed: int) -> Split:
 def evenly(count: int, most: int) -> list[int]:
     """At most so many of the numbers below `count`, in order and evenly chosen, the first and the last among them."""
     return [int(i) for i in np.unique(np.linspace(0, count - 1, most).astype(int))]
+
+
+def spread(indices: Sequence[int], count: int) -> list[int]:
+    """So many of some indices, evenly chosen; several times where there are fewer."""
+    return [indices[i * len(indices) // count] for i in range(count)]
 
 
 def hashes(names: Iterable[str], seed: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from ldm.errors import UserError
 from ldm.interfaces import Features
+from ldm.metrics.distances import Statistics, frechet_distance
 from ldm.nn.pretrained import Frozen, as_three, lite0, packaged, read, standardise, trunk
 from ldm.ranges import to_float, to_uint8
 
@@ -117,3 +118,16 @@ def measured(
     if not found:
         raise UserError(f"none of {count} images can be read, the first is {damaged[0] if damaged else 'not there'}: check the folder")
     return torch.cat(found), damaged
+
+
+class Reference:
+    """The images that pictures are compared with, as their features (N,D) in `network`, which is on `device`."""
+
+    def __init__(self, network: Features, features: Tensor, device: torch.device) -> None:
+        self.network, self.wanted, self.device = network, Statistics.of(features), device
+
+    @torch.no_grad()
+    def distance(self, pictures: Tensor, batch_size: int = 64) -> float:
+        """The Fréchet distance (arXiv:1706.08500) of pictures uint8 (N,C,H,W)."""
+        made = torch.cat([self.network(part.to(self.device)).cpu() for part in pictures.split(batch_size)])
+        return float(frechet_distance(Statistics.of(made), self.wanted))
