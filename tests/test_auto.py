@@ -37,6 +37,7 @@ from ldm.auto.speed import machine, measure
 from ldm.callbacks.loggers import CSVLog
 from ldm.cli import main
 from ldm.commands.train import parse
+from ldm.console.configs import find_configs
 from ldm.errors import UserError
 
 FACTS = Facts("pictures", 1000, 3, False, 3, 200.0, ("1,000 images",))
@@ -79,7 +80,7 @@ def test_the_commands_of_every_size_are_commands_of_ldm(size: int, where: Machin
     found = plan(facts, where, lambda shape: speed(shape, 1e4), 1000.0)
     assert found.shape.size == size
     arguments = found.fit(str(tmp_path / "run"))["autoencoder"][1:]
-    model = parse([*(one for one in arguments if one != "trainer/gpu.yaml")] if where is CPU else _on_cpu(arguments)).model.model
+    model = parse(find_configs(arguments if where is CPU else _on_cpu(arguments))).model.model
     assert model.factor == found.shape.factor
     assert ("Shifted" in found.fit("x")["diffusion"]) == (found.shape.side > 32)
     assert len(described(found)) == 2

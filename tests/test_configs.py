@@ -142,7 +142,7 @@ def test_spellings_of_earlier_versions(own: Path, tmp_path: Path, capsys: pytest
     common = [*CSV, "-c", "data/folder.yaml", "--data.path", str(own / "pictures"), "-c", "diffusion/emoji.yaml"]
     common += ["--model.first_stage", str(own / "run"), "--model.network.channels=32", "--run", str(tmp_path / "run")]
     for options in (["-c", str(tmp_path / "old.yaml")], ["--model.drop=0.25"], ["--model.drop", "0.25"]):
-        assert parse([*common, *options, "--model.conditioner.num_classes", "7"]).model.cond_drop_prob == 0.25
+        assert parse(find_configs([*common, *options, "--model.conditioner.num_classes", "7"])).model.cond_drop_prob == 0.25
         said = capsys.readouterr().err
         assert "write" in said
         assert "cond_drop_prob" in said

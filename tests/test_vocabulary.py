@@ -14,6 +14,7 @@ from ldm import model_folder
 from ldm.callbacks.ema import EMA
 from ldm.cli import main
 from ldm.commands.train import parse
+from ldm.console.configs import find_configs
 from ldm.stages.vocabulary import by_name, follow, sentence
 
 NAMES = st.lists(st.sampled_from("abcdefgh"), unique=True, min_size=1, max_size=8)
@@ -90,7 +91,7 @@ def test_resuming_with_a_class_more(base: Path, tmp_path: Path, capsys: pytest.C
     data = options(pictures(tmp_path / "data", "bird", "cat", "cow", "dog"))
     last = base / "diffusion" / "checkpoints" / "last.ckpt"
     first = [f"--model.first_stage={base}/autoencoder/model"]
-    cli = parse(stage2(tmp_path / "run", *data, *first, data="folder", steps=3)[1:])
+    cli = parse(find_configs(stage2(tmp_path / "run", *data, *first, data="folder", steps=3)[1:]))
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=last)  # of step 3: nothing is trained
     assert "1 (cow) new" in capsys.readouterr().out
     old, name, rows = torch.load(last, weights_only=True), "conditioner.embedding.weight", [0, 1, 3, 2, 3]

@@ -15,6 +15,7 @@ import numpy as np
 
 from ldm import registry
 from ldm.commands import train
+from ldm.console.configs import find_configs
 
 EVERY = 100  # steps between two looks
 COMMON = ["-c", "trainer/cpu.yaml", "-c", "trainer/csv.yaml", "-c", "data/digits.yaml", "--data.batch_size=4"]
@@ -38,9 +39,8 @@ class Watch(L.Callback):
 
 def watched(stage: str, run: Path, steps: int) -> np.ndarray:
     """(looks, 3): step, bytes, open files."""
-    cli = train.parse(
-        [*COMMON, *STAGES[stage], "--trainer.val_check_interval=2000", f"--trainer.max_steps={steps}", "--run", str(run), "--overwrite"]
-    )
+    length = ["--trainer.val_check_interval=2000", f"--trainer.max_steps={steps}"]
+    cli = train.parse(find_configs([*COMMON, *STAGES[stage], *length, "--run", str(run), "--overwrite"]))
     cli.model.settings, watch = cli.settings, Watch()
     cli.trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]
     train.fit(cli)
@@ -52,6 +52,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=20_000)
     chosen = parser.parse_args()
+    if chosen.steps < 10 * EVERY:
+        parser.error(f"--steps is {chosen.steps}; a line through fewer than 5 looks says nothing: give {10 * EVERY} or more")
     registry.load()
     rows = ["| stage | memory, MB per 1,000 steps | its range, MB | open files per 1,000 steps | their range |", "|---|---|---|---|---|"]
     for stage in STAGES:

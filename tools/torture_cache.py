@@ -7,18 +7,16 @@ then one that is left alone.  Commands run in forked children of a process that 
 """
 
 import argparse
-import os
 import random
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
 
 import torch
+from crash_campaign import start
 
 from ldm import registry
-from ldm.cli import main
 
 OPTIONS = ["-c", "trainer/cpu.yaml", "-c", "trainer/csv.yaml", "-c", "data/digits.yaml", "-c", "diffusion/digits.yaml"]
 SMALL = [
@@ -26,20 +24,6 @@ SMALL = [
     "--data.batch_size=8",
     "--trainer.enable_model_summary=false",
 ]
-
-
-def start(arguments: list[str], log: Path) -> int:
-    """Run a command in a child; returns its process id."""
-    if child := os.fork():
-        return child
-    with log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        os._exit(main(arguments))
-
-
-def wait(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -64,10 +48,10 @@ if __name__ == "__main__":
     first = chosen.out / "first" / "autoencoder" / "model"
     small = ["--model.autoencoder.channels=16", "--trainer.max_steps=2", "--trainer.val_check_interval=2", *SMALL[1:]]
     train = ["fit", *OPTIONS[:-1], "autoencoder/digits.yaml", *small, "--run", str(chosen.out / "first")]
-    if wait(start(train, log)):
+    if start(train, log).wait():
         sys.exit(f"the first stage was not trained: see {log}")
     began = time.monotonic()
-    if wait(start(encode(chosen.out / "whole", first), log)):
+    if start(encode(chosen.out / "whole", first), log).wait():
         sys.exit(f"a single encoding failed: see {log}")
     lasts, whole = time.monotonic() - began, content(chosen.out / "whole" / "latents")
     for number in range(chosen.pairs + chosen.kills):
@@ -76,16 +60,16 @@ if __name__ == "__main__":
         if number < chosen.pairs:
             one = start(encode(run, first), log)
             time.sleep(draw.uniform(0, lasts))
-            statuses = [wait(start(encode(run, first), log)), wait(one)]
+            statuses = [start(encode(run, first), log).wait(), one.wait()]
             good = statuses == [0, 0]
         else:
             kills = draw.randint(1, 3)
             for _ in range(kills):
                 child = start(encode(run, first), log)
                 time.sleep(draw.uniform(0, lasts))
-                os.kill(child, signal.SIGKILL)
-                wait(child)
-            good = wait(start(encode(run, first), log)) == 0
+                child.kill()
+                child.wait()
+            good = start(encode(run, first), log).wait() == 0
         same = content(run / "latents") == whole
         failures += not (good and same)
         if not (good and same):

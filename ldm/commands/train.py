@@ -17,7 +17,6 @@ from ldm.callbacks.loggers import WandbLog
 from ldm.callbacks.overfitting import Best
 from ldm.callbacks.power_ema import PowerEMA
 from ldm.callbacks.show import Pictures
-from ldm.console.configs import find_configs
 from ldm.console.lightning import PARSER, of_worker, plain_errors, quiet
 from ldm.console.shorten import IMAGES, limit, training_options
 from ldm.data.module import ImageData
@@ -65,7 +64,7 @@ class CLI(LightningCLI):
 
 
 def parse(arguments: list[str]) -> CLI:
-    """Trainer, model and data from the command line and config files."""
+    """Trainer, model and data from a command line whose config files are paths (console.configs.find_configs)."""
     registry.load()  # a YAML file may name every part by its short class name
     with plain_errors():
         return CLI(
@@ -76,7 +75,7 @@ def parse(arguments: list[str]) -> CLI:
             save_config_callback=None,  # `fit` writes it
             parser_kwargs={**PARSER, "prog": "ldm", "usage": "ldm COMMAND [-c FILE ...] [--OPTION VALUE ...]"},
             run=False,
-            args=[*find_configs(arguments), *training_options()],
+            args=[*arguments, *training_options()],
             seed_everything_default=0,
             auto_configure_optimizers=False,  # the stages do
         )

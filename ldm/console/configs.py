@@ -14,8 +14,8 @@ from ldm.errors import UserError, nearest
 from ldm.files import read_yaml
 from ldm.registry import current_arguments, current_path
 
-_PACKAGE = Path(__file__).parent.parent
-CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"  # installed, or a clone
+PACKAGE = Path(__file__).parent.parent
+CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"  # installed, or a clone
 
 CPU = "trainer/cpu.yaml"
 ROOMS = ("trainer", "data", "autoencoder", "diffusion", "classifier", "losses", "objective", "task", "finetune", "evaluation", "sampling")

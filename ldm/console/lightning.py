@@ -14,9 +14,9 @@ from jsonargparse import ArgumentError
 from jsonargparse.typing import register_type
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.console.configs import PACKAGE
 from ldm.errors import UserError
 
-PACKAGE = Path(__file__).parent.parent
 # of the arguments of torchvision's transforms
 register_type(Number, float, float, (ValueError, TypeError), type_check=lambda value, kind: isinstance(value, (int, float)))
 PARSER: dict[str, Any] = {"parser_mode": "omegaconf+", "allow_abbrev": False, "exit_on_error": False}

@@ -8,26 +8,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ldm.console.configs import PACKAGE
 from ldm.errors import nearest
+from ldm.registry import LIGHT
 
-PACKAGE = Path(__file__).parent.parent
 WORDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "None": "null", "list": "a list"}
 EMPTY = {"ABC", "Protocol", "Generic", "Module", "LightningModule", "LightningDataModule", "Callback", "Enum"}  # bases that take nothing
 LISTS = ("list", "List", "Sequence", "tuple", "Iterable")
-# rooms with parts that a config may name; of two classes of one name the first counts
 ROOMS = (
     "interfaces",
     "stages",
     "data",
     "callbacks",
-    "autoencoder",
-    "conditioning",
-    "degradations",
-    "diffusion",
-    "metrics",
-    "nn",
-    "sampling",
-)
+    *LIGHT,
+)  # with parts that a config may name; of two classes of one name the first counts
 
 
 @dataclass(frozen=True)
