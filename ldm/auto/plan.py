@@ -23,6 +23,7 @@ MOST_EPOCHS = 1500
 LEAST_HOURS, MOST_HOURS = 0.05, 48.0
 LEAST_PERCEPTUAL = 1.0  # hours on a CPU from which stage 1 compares features, too
 VALIDATIONS = 5  # in a stage
+MOST_BESIDE = 1.5  # times its steps' own time that a stage may take
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,6 @@ class Plan:
         if self.machine.device == "cuda":
             trainer += ["-c", "trainer/gpu.yaml"]
         data = ["-c", "data/folder.yaml", "--data.path", facts.path, "--data.size", str(shape.size)]
-        if self.machine.device == "cuda":
-            data += ["--data.num_workers", str(max(1, min(8, self.machine.cores // max(1, self.machine.devices))))]
         losses = ["-c", "losses/perceptual.yaml"] if shape.perceptual else []
         first = ["--data.batch_size", str(FIRST_BATCH), *_steps(self.first_steps)]
         if shape.multipliers != (1,):
@@ -202,14 +201,15 @@ def _encoding(facts: Facts, speed: Speed) -> float:
     return facts.images * speed.first / FIRST_BATCH / 2
 
 
-def after_first(found: Plan, spent: float, stage: float) -> Plan:
+def after_first(found: Plan, spent: float, stage: float, now: Speed) -> Plan:
     """The plan with as many steps of stage 2 as fit into what is left of the time when stage 1 has ended.
 
-    spent: seconds since the start; stage: those of stage 1 among them, which say how much slower training is than what was measured.
+    spent: seconds since the start; stage: those of stage 1 among them, which say how much a stage takes besides its steps; now: the speed
+    measured again, as others may use the machine, or have stopped.
     """
-    slower = max(0.5, (stage - START) / found.seconds[0])
-    left = found.hours * 3600 * (1 - LAST_SHARE) - spent - START - slower * _encoding(found.facts, found.speed)
-    return replace(found, second_steps=max(VALIDATIONS, int(left / (slower * found.speed.second))))
+    slower = min(MOST_BESIDE, max(1.0, (stage - START) / found.first_steps / max(found.speed.first, now.first)))
+    left = found.hours * 3600 * (1 - LAST_SHARE) - spent - START - slower * _encoding(found.facts, now)
+    return replace(found, speed=now, second_steps=max(VALIDATIONS, int(left / (slower * now.second))))
 
 
 def described(found: Plan) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from ldm import model_folder
 from ldm.auto import report
 from ldm.auto.choose import MOST, STEPS, Candidate, Judge, choose, features, reconstructions, samples, with_scale
-from ldm.auto.plan import Facts, Plan, after_first, described, from_data, plan
+from ldm.auto.plan import Facts, Machine, Measure, Plan, after_first, described, from_data, plan
 from ldm.auto.speed import LEAST_SECONDS, machine, measure
 from ldm.commands import fit
 from ldm.console.options import Option, number, parse, path, square, switch
@@ -83,8 +83,12 @@ def begin(source: str, run: Path, hours: float | None, size: int | None, text_en
         raise UserError("--text-encoder was given, but the images have no captions: leave it out")
     where = machine()
     facts = facts if size is None else replace(facts, side=float(size))
-    found = plan(facts, where, partial(measure, where, least=LEAST_SECONDS if limit() is None else 0.0), hours, text_encoder)
-    return noted(found, run)
+    return noted(plan(facts, where, _measured(where), hours, text_encoder), run)
+
+
+def _measured(where: Machine) -> Measure:
+    """How the speed of this machine is measured."""
+    return partial(measure, where, least=LEAST_SECONDS if limit() is None else 0.0)
 
 
 def noted(found: Plan, run: Path) -> Plan:
@@ -207,7 +211,8 @@ def train(
         if status:
             raise UserError(f"training {what} ended with status {status}; what went wrong is said above")
         if stage == "autoencoder" and whole:
-            found = noted(after_first(found, time.monotonic() - began, time.monotonic() - started), folder)
+            took, now = time.monotonic() - started, _measured(found.machine)(found.shape)
+            found = noted(after_first(found, time.monotonic() - began, took, now), folder)
             minutes = (time.monotonic() - began) / 60
             print(f"after {minutes:.1f} minutes: {found.second_steps:,} steps of the diffusion model fit into the rest")
     finish(found, folder, began)
