@@ -72,7 +72,7 @@ def test_group_norm(channels: int, groups: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# NormActConv: checkpointed, but the same function
+# NormActConv: norm and activation are done again in backward, but it is the same function
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -91,7 +91,7 @@ def plain(layer: NormActConv, x: Tensor, scale: Tensor | None, shift: Tensor | N
 
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_checkpointing_changes_neither_output_nor_gradients(modulated: bool, dropout: float) -> None:
+def test_recomputing_changes_neither_output_nor_gradients(modulated: bool, dropout: float) -> None:
     layer = randomise(NormActConv(32, 6, 1e-5, dropout)).double().train()
     inputs = [normal(3, 32, 5, 4, seed=1).double().requires_grad_()]
     if modulated:
@@ -105,12 +105,12 @@ def test_checkpointing_changes_neither_output_nor_gradients(modulated: bool, dro
         torch.manual_seed(8)  # backward has to bring the first generator state back
         return [out.detach(), *torch.autograd.grad((out * probe).sum(), leaves)]
 
-    checkpointed, formula = run(layer), run(lambda *a: plain(layer, *a))
-    assert len(checkpointed) == 1 + len(leaves)
-    for a, b in zip(checkpointed, formula, strict=True):
+    recomputed, formula = run(layer), run(lambda *a: plain(layer, *a))
+    assert len(recomputed) == 1 + len(leaves)
+    for a, b in zip(recomputed, formula, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-    stored = run(layer._forward)
-    assert all(torch.equal(a, b) for a, b in zip(checkpointed, stored, strict=True)), "bit for bit what it is without checkpointing"
+    stored = run(lambda *a: layer.conv(layer.activated(*a)))
+    assert all(torch.equal(a, b) for a, b in zip(recomputed, stored, strict=True)), "bit for bit what it is without recomputing"
 
 
 def test_evaluation_equals_training_without_dropout() -> None:
@@ -121,7 +121,7 @@ def test_evaluation_equals_training_without_dropout() -> None:
     assert not torch.allclose(layer(x), plain(layer.eval(), x, None, None)), "training drops"
 
 
-def test_checkpointing_does_not_convolve_twice() -> None:
+def test_recomputing_does_not_convolve_twice() -> None:
     layer, flops = randomise(NormActConv(8, 16, 1e-5)), {}
     for training in (True, False):
         layer.train(training)
@@ -132,7 +132,7 @@ def test_checkpointing_does_not_convolve_twice() -> None:
     assert flops[True] == flops[False] == 3 * one_convolution, "forward, and in backward one for x and one for the weight"
 
 
-def test_checkpointing_keeps_only_the_input() -> None:
+def test_recomputing_keeps_only_the_input() -> None:
     layer, kept = randomise(NormActConv(8, 16, 1e-5)), {}
     for training in (True, False):
         layer.train(training)
