@@ -232,7 +232,9 @@ def test_r1_is_the_mean_square_length_of_each_image_s_own_gradient() -> None:
 @pytest.mark.parametrize("values", [1, 3 * 64 * 64])
 def test_the_adaptive_scale_is_the_ratio_of_gradient_lengths_at_the_last_layer(values: int) -> None:
     layer, a, b = normal(2, 3).requires_grad_(), normal(2, 3, seed=1), normal(2, 3, seed=2)
-    scale = PatchGAN(PatchDiscriminator(8, 1)).scale((a * layer).sum(), (b * layer).sum(), layer, values)
+    made = layer.repeat(values, 1, 1)  # (values, 2, 3), whose gradients add up in the layer
+    pulls = [pull.expand_as(made) / values for pull in (a, b)]
+    scale = PatchGAN(PatchDiscriminator(8, 1)).scale(made, pulls, layer)
     torch.testing.assert_close(scale, a.norm() / b.norm(), rtol=1e-6, atol=0)
     assert not scale.requires_grad
 
@@ -243,7 +245,8 @@ def test_the_adaptive_scale_of_a_decoder() -> None:
     reconstruction = head(h)
     losses = (reconstruction - x).abs().mean(), adversary.generator_loss(reconstruction)
     lengths = [torch.autograd.grad(loss, head.weight, retain_graph=True)[0].norm() for loss in losses]
-    scale = adversary.scale(*losses, head.weight, x.numel())
+    pulls = [torch.autograd.grad(loss, reconstruction, retain_graph=True)[0] for loss in losses]
+    scale = adversary.scale(reconstruction, pulls, head.weight)
     torch.testing.assert_close(scale.double(), lengths[0] / lengths[1], rtol=1e-5, atol=0)
     (losses[0] + scale * losses[1]).backward()
     assert head.bias.grad is not None, "the graph is still there"
@@ -251,10 +254,10 @@ def test_the_adaptive_scale_of_a_decoder() -> None:
 
 def test_limits_of_the_adaptive_scale() -> None:
     layer, discriminator = torch.ones(3).requires_grad_(), PatchDiscriminator(8, 1)
-    much, little, nothing = 100 * layer.sum(), layer.sum(), 0 * layer.sum()
-    assert float(PatchGAN(discriminator, max_scale=7).scale(much, little, layer, 10)) == 7
-    assert float(PatchGAN(discriminator).scale(little, nothing, layer, 10)) == 1e4
-    assert float(PatchGAN(discriminator).scale(nothing, little, layer, 10)) == 0
-    assert float(PatchGAN(discriminator, adaptive=False).scale(much, little, layer, 10)) == 1
-    assert float(PatchGAN(discriminator).scale(much * float("nan"), little, layer, 10)) == 0
-    assert float(PatchGAN(discriminator).scale(much, little * float("nan"), layer, 10)) == 0
+    made, much, little, nothing = 1 * layer, torch.full((3,), 100.0), torch.ones(3), torch.zeros(3)
+    assert float(PatchGAN(discriminator, max_scale=7).scale(made, (much, little), layer)) == 7
+    assert float(PatchGAN(discriminator).scale(made, (little, nothing), layer)) == 1e4
+    assert float(PatchGAN(discriminator).scale(made, (nothing, little), layer)) == 0
+    assert float(PatchGAN(discriminator, adaptive=False).scale(made, (much, little), layer)) == 1
+    assert float(PatchGAN(discriminator).scale(made, (much * float("nan"), little), layer)) == 0
+    assert float(PatchGAN(discriminator).scale(made, (much, little * float("nan")), layer)) == 0

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ import lightning as L
 import pytest
 import torch
 from conftest import normal
+from hypothesis import given
+from hypothesis import strategies as st
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -17,7 +20,9 @@ from torch.utils.data import DataLoader
 from ldm.autoencoder.adversary import PatchDiscriminator, PatchGAN
 from ldm.autoencoder.bottleneck import KL
 from ldm.autoencoder.conv import ConvAutoencoder
+from ldm.callbacks.compile import Compile
 from ldm.callbacks.finite import SkipNonFinite
+from ldm.draws import Draws
 from ldm.interfaces import AutoencoderLoss, Batch, Discriminator, TrainingData
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.optim import AdamW, Part, configure
@@ -336,3 +341,72 @@ def test_the_count_of_skipped_steps_survives_a_checkpoint(tmp_path) -> None:
     assert skip.state_dict() == {"counts": [4, 1, 3]}
     with pytest.raises(ValueError, match="3 steps in a row"):
         fit(Line(), sequence("bgg"), SkipNonFinite(limit=3), ckpt_path=str(tmp_path / "x.ckpt"), max_epochs=2)
+
+
+def test_the_adversarial_loss_has_the_gradients_of_its_formula_in_one_pass() -> None:
+    torch.manual_seed(0)
+    autoencoder = ConvAutoencoder(KL(2), channels=8, multipliers=(1,))
+    adversary = PatchGAN(PatchDiscriminator(8, 1), weight=0.5)
+    stage = AutoencoderStage(autoencoder, adversary=adversary, learn_variance=True).double()
+    nn.init.normal_(stage.log_variance)
+    x = normal(2, 3, 16, 16).double()
+
+    def losses() -> tuple[Tensor, Tensor]:
+        reconstruction = autoencoder(x, torch.zeros_like).x
+        return reconstruction, stage.reconstruction_loss(x, reconstruction)[0]
+
+    learned = [*autoencoder.decoder.parameters(), stage.log_variance, *adversary.parameters()]
+    reconstruction, loss = losses()
+    logs: dict[str, Tensor] = {}
+    total = stage._with_adversary(x, reconstruction, loss, logs)
+    found = torch.autograd.grad(total, learned, allow_unused=True)
+    reconstruction, loss = losses()
+    told_apart, _ = adversary.discriminator_loss(x, reconstruction)
+    formula = loss + logs["d_weight"] * adversary.generator_loss(reconstruction) + told_apart
+    torch.testing.assert_close(total, formula, rtol=1e-12, atol=0)
+    for a, b in zip(found, torch.autograd.grad(formula, learned, allow_unused=True), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-12)
+
+
+def test_figures_of_stage_1_do_not_depend_on_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = AutoencoderStage(ConvAutoencoder(KL(2), channels=8, multipliers=(1,)))
+    monkeypatch.setattr(stage, "log", lambda *_, **__: None)
+    monkeypatch.setattr(stage, "log_dict", lambda *_, **__: None)
+    monkeypatch.setattr(stage.model, "decode", lambda z: 0.9 * image + 0.02)
+    image, found = 0.05 * normal(2, 3, 32, 32), []
+    for half in (False, True):
+        stage.ssim.reset()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            stage.validation_step({"id": ["a", "b"], "image": image}, 0)
+        found.append(float(stage.ssim.compute()))
+    assert found[0] == found[1], "a filter in half precision loses E[x^2] - E[x]^2"
+
+
+@given(
+    planned=st.lists(st.sampled_from([None, (3,), (2, 2)]), max_size=5),
+    asked=st.lists(st.sampled_from([None, (3,), (2, 2)]), max_size=5),
+)
+def test_numbers_made_beforehand_are_those_that_are_asked_for(
+    planned: list[tuple[int, ...] | None], asked: list[tuple[int, ...] | None]
+) -> None:
+    plain, begun = Draws([1, 2]), Draws([1, 2])
+    with ThreadPoolExecutor(1) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "pin_memory", lambda self: self)  # there is no GPU
+        begun.begin(planned, pool)
+        for shape in asked:
+            a, b = (draws.uniform() if shape is None else draws.normal(torch.empty(2, *shape)) for draws in (plain, begun))
+            assert torch.equal(a, b)
+    assert begun.asked == asked
+
+
+def test_validations_run_as_they_are_written() -> None:
+    module: Any = SimpleNamespace(model=ConvAutoencoder(KL(2), channels=8, multipliers=(1,)), device=torch.device("cpu"))
+    parts, callback, trainer = module.model.parts_to_compile(), Compile(), SimpleNamespace()
+    callback.on_fit_start(trainer, module)  # type: ignore[arg-type]
+    compiled = [part._compiled_call_impl for part in callback.parts]
+    assert len(compiled) == len(parts) == 2
+    assert None not in compiled
+    callback.on_validation_start(trainer, module)  # type: ignore[arg-type]
+    assert [part._compiled_call_impl for part in callback.parts] == [None, None]
+    callback.on_validation_end(trainer, module)  # type: ignore[arg-type]
+    assert [part._compiled_call_impl for part in callback.parts] == compiled

@@ -1,5 +1,6 @@
 """The adversarial term of stage 1: PatchGAN (arXiv:1611.07004) with VQGAN's adaptive weight (arXiv:2012.09841)."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -101,16 +102,16 @@ class PatchGAN(Adversary):
         fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         return self.generator(functional_call(self.discriminator, fixed, (reconstruction,))).mean()
 
-    def scale(self, reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: Tensor, values: int) -> Tensor:
+    def scale(self, reconstruction: Tensor, pulls: Sequence[Tensor], last_layer: Tensor) -> Tensor:
         if not self.adaptive:
-            return reconstruction_loss.new_ones(())
-        # half precision would lose the gradients of means
-        pair = (reconstruction_loss * values**0.5, generator_loss * values**0.5)
-        gradients = torch.stack([torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float() for loss in pair])
+            return reconstruction.new_ones(())
+        larger = [pull * reconstruction.numel() ** 0.5 for pull in pulls]  # half precision would lose the gradients of means
+        found = [torch.autograd.grad(reconstruction, last_layer, pull, retain_graph=True)[0] for pull in larger]
+        gradients = torch.stack([gradient.float() for gradient in found])
         if dist.is_initialized():  # of the mean over ranks, so that all have one weight, that of the whole batch
             dist.all_reduce(gradients)
-        wanted, found = gradients.flatten(1).norm(dim=1)
-        return torch.nan_to_num(wanted / found.clamp(min=1e-12), nan=0.0).clamp(max=self.max_scale)
+        wanted, own = gradients.flatten(1).norm(dim=1)
+        return torch.nan_to_num(wanted / own.clamp(min=1e-12), nan=0.0).clamp(max=self.max_scale)
 
     def discriminator_loss(self, x: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         x = x.detach().requires_grad_(self.gradient_penalty > 0)

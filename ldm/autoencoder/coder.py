@@ -1,7 +1,6 @@
 """The encoder and decoder of LDM's published autoencoders (arXiv:2112.10752, appendix E.1)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,16 +60,17 @@ class Decoder(nn.Module):
                 layers.append(Upsample(width))
         self.layers = nn.Sequential(*layers)
         self.head = NormActConv(width, out_channels * patch**2, eps=1e-6)
-        self._compiled: list[Body] = []  # a list hides it from the parts
+        self._body: list[Body] = []  # a list hides it from the parts
 
     def forward(self, z: Tensor) -> Tensor:
-        out = self.head.conv(self._compiled[0](z)) if self._compiled else self.head(self.layers(self.stem(z)))
+        out = self.head.conv(self._body[0](z)) if self._body else self.head(self.layers(self.stem(z)))
         return F.pixel_shuffle(out, self.patch)
 
-    def compile(self, *args: Any, **options: Any) -> None:
-        """All but the last convolution, so that the gradient there, for the adaptive weight, does not run through a compiled decoder."""
-        self._compiled = [Body(self)]
-        self._compiled[0].compile(*args, **options)
+    def body(self) -> "Body":
+        """All but the last convolution, which is run from here on: compiled, it leaves out the layer whose gradient the adaptive weight
+        asks for, which so does not run through a compiled decoder."""
+        self._body = [Body(self)]
+        return self._body[0]
 
 
 class Body(nn.Module):

@@ -1,7 +1,6 @@
 """The convolutional autoencoder of stage 1."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,9 +67,8 @@ class ConvAutoencoder(Autoencoder):
     def codes(self, z: Tensor) -> Tensor:
         return self.bottleneck.codes(z)
 
-    def compile(self, *args: Any, **options: Any) -> None:
-        self.encoder.compile(*args, **options)
-        self.decoder.compile(*args, **options)
+    def parts_to_compile(self) -> list[nn.Module]:
+        return [self.encoder, self.decoder.body()]
 
     def after_step(self) -> None:
         self.bottleneck.after_step()

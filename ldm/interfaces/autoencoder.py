@@ -1,7 +1,7 @@
 """Stage 1: images <-> latents, and what trains and measures that."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -102,6 +102,10 @@ class Autoencoder(Buildable, nn.Module, ABC):
     def after_step(self) -> None:
         """Called after each optimizer step, on all ranks together."""
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        """Those that are called as a whole in training."""
+        return [self]
+
     def require_divisible(self, x: Tensor) -> None:
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
             raise UserError(
@@ -142,8 +146,9 @@ class Adversary(Buildable, nn.Module, ABC):
         """(), unweighted; gradients reach the reconstruction (B,3,H,W), not the discriminator."""
 
     @abstractmethod
-    def scale(self, reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: Tensor, values: int) -> Tensor:
-        """() what the generator's loss is multiplied by besides its weight; `values`: numbers in the batch of images."""
+    def scale(self, reconstruction: Tensor, pulls: Sequence[Tensor], last_layer: Tensor) -> Tensor:
+        """() what the generator's loss is multiplied by besides its weight; pulls: the gradients of the reconstruction's own loss and of
+        the generator's by the reconstruction (B,3,H,W)."""
 
     @abstractmethod
     def discriminator_loss(self, x: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,12 +1,11 @@
 """Whole models as one module: what is trained in latents, a model folder stores and `predict` loads."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm import model_folder
+from ldm.devices import each, factor
 from ldm.diffusion.denoiser import Denoiser, Prediction
 from ldm.errors import UserError
 from ldm.interfaces import Autoencoder, Batch, Buildable, Classifier, Conditioner, Denoise, Guidance, Network, NoiseSchedule, Predict
@@ -38,9 +37,9 @@ class LatentDiffusion(Buildable, nn.Module):
         self.denoiser = Denoiser(network, schedule, prediction)
         self.conditioner = conditioner
 
-    def compile(self, *args: Any, **options: Any) -> None:
-        """The part that is trained."""
-        self.denoiser.network.compile(*args, **options)
+    def parts_to_compile(self) -> list[nn.Module]:
+        """What is trained."""
+        return [self.denoiser.network]
 
     def conditional(self, batch: Batch) -> Denoise:
         """D without guidance, for the batch's condition."""
@@ -53,15 +52,18 @@ class LatentDiffusion(Buildable, nn.Module):
 
     def guided(
         self, batch: Batch, guidance: Guidance, companion: "LatentModel | None" = None, negative: Batch | None = None,
-        predict: Predict | None = None,
+        predict: Predict | None = None, told: bool = True,
     ) -> Denoise:  # fmt: skip
         """D for the batch's condition, as `guidance` has it.
 
         companion: the model that the guidance names; negative: conditions to lead away from instead of none; predict: something in the
-        denoiser's place.
+        denoiser's place; told: whether the batch has a condition, without which there is nothing to guide to.
         """
         cond = self.conditioner.encode(batch, self.latents.to_latents)
-        null = self.conditioner.null(batch) if negative is None else self.conditioner.encode(negative, self.latents.to_latents)
+        if negative is not None:
+            null = self.conditioner.encode(negative, self.latents.to_latents)
+        else:
+            null = self.conditioner.null(batch) if told else cond
         second = None if companion is None else companion.as_companion(batch)
         return guidance.guide(predict or self.denoiser.predict, cond, null, second)
 
@@ -78,10 +80,14 @@ class NoisyClassifier(Buildable, nn.Module):
             )
         self.latents, self.network, self.schedule = LatentSpace(autoencoder), network, schedule
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        """What is trained."""
+        return [self.network]
+
     def logits(self, x: Tensor, sigma: Tensor) -> Tensor:
         """(B, num_classes) of x (B,C,h,w) = z0 + sigma (() or (B,)) * noise."""
-        scale = self.schedule.scale(sigma.double()).view(-1, *[1] * (x.ndim - 1)).to(x)
-        return self.network(x * scale, self.schedule.t(sigma).to(x.device, torch.float32).expand(len(x))).float()
+        scale = factor(self.schedule.scale(sigma.double()), x)
+        return self.network(x * scale, each(self.schedule.t(sigma), x)).float()
 
     def as_companion(self, batch: Batch) -> Denoise:
         """The gradient of log p(label | x) as the second model of a guidance; 0 for images without a label."""

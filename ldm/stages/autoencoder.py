@@ -111,7 +111,7 @@ class AutoencoderStage(TrainingStage):
             reconstruction = reconstruction.float()
             loss, logs = self.reconstruction_loss(x, reconstruction)
             if self.adversarial:
-                loss = loss + self._adversarial_loss(x, reconstruction, loss, logs)
+                loss = self._with_adversary(x, reconstruction, loss, logs)
             elif self.adversary is not None and self.trainer.world_size > 1:  # DDP wants every parameter in the graph
                 loss = loss + 0 * sum(p.sum() for p in self.adversary.parameters())
         loss = loss + latent.penalty.mean()
@@ -119,16 +119,22 @@ class AutoencoderStage(TrainingStage):
         self.log_dict({f"train/{name}": value.detach() for name, value in {**logs, **latent.logs}.items()}, batch_size=len(x))
         return loss
 
-    def _adversarial_loss(self, x: Tensor, reconstruction: Tensor, loss: Tensor, logs: Logs) -> Tensor:
+    def _with_adversary(self, x: Tensor, reconstruction: Tensor, loss: Tensor, logs: Logs) -> Tensor:
+        """loss + the discriminator's and the generator's.  The adaptive weight takes both losses' gradients by the reconstruction, which
+        the returned loss then carries on: one pass back through the losses' networks and one through the discriminator."""
         assert self.adversary is not None
         told_apart, health = self.adversary.discriminator_loss(x, reconstruction)
         logs |= health
         if self.global_step < self.adversary.start + self.adversary.alone:
-            return told_apart
+            return loss + told_apart
         fooled = self.adversary.generator_loss(reconstruction)
-        scale = self.adversary.scale(loss, fooled, self.model.last_layer, x.numel())
-        logs |= {"g_loss": fooled, "d_weight": self.adversary.weight * scale}
-        return self.adversary.weight * scale * fooled + told_apart
+        learned = [self.log_variance] if self.log_variance.requires_grad else []
+        own, *rest = torch.autograd.grad(loss, [reconstruction, *learned])
+        (other,) = torch.autograd.grad(fooled, reconstruction)
+        weight = self.adversary.weight * self.adversary.scale(reconstruction, (own, other), self.model.last_layer)
+        logs |= {"g_loss": fooled, "d_weight": weight}
+        carried = [_carry(value, pull) for value, pull in zip([reconstruction, *learned], [own + weight * other, *rest], strict=True)]
+        return loss.detach() + weight * fooled.detach() + told_apart + sum(carried)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.adversary is not None and not self.adversarial:
@@ -148,6 +154,10 @@ class AutoencoderStage(TrainingStage):
         x = to_float(batch["image"])
         z = self.model.encode(x).mode()
         reconstruction = self.model.decode(z).float().clamp(-1, 1)
+        with torch.autocast(x.device.type, enabled=False):  # half precision is too coarse for the filters of SSIM
+            self._measure(x, z.float(), reconstruction)
+
+    def _measure(self, x: Tensor, z: Tensor, reconstruction: Tensor) -> None:
         self.psnr(reconstruction, x)
         self.ssim(reconstruction, x)
         for metric in self.metrics:
@@ -179,3 +189,8 @@ class AutoencoderStage(TrainingStage):
         if self.adversary is not None:
             parts.append(Part(list(self.adversary.parameters()), self.discriminator_optimizer, self.adversary.start))
         return configure(parts, self.trainer.max_steps)
+
+
+def _carry(value: Tensor, gradient: Tensor) -> Tensor:
+    """(), 0, whose gradient by a value is the given one."""
+    return ((value - value.detach()) * gradient).sum()
