@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.devices import send
 from ldm.errors import UserError
 from ldm.interfaces import Buildable
 from ldm.ranges import to_uint8
@@ -40,15 +41,17 @@ class Degradation(Buildable, ABC):
         value misses y by more than `TOLERANCE`.
         """
         step, ahead, momentum = 0.98 / _largest_eigenvalue(self, tuple(x.shape[1:]), x.device), x, 1.0
+        found, done = x, torch.zeros((), dtype=torch.bool, device=x.device)
         for _ in range(iterations):
             residual = y - self(ahead)
             residual = residual - residual.clamp(-TOLERANCE, TOLERANCE)  # y was rounded: less would be made of its rounding
-            if not residual.any():
-                return ahead
+            found, done = torch.where(done, found, ahead), done | ~residual.any()
+            if x.device.type == "cpu" and done:  # a GPU does the other iterations for nothing, sooner than it would answer
+                return found
             x, before = (ahead + step * self.adjoint(x, residual)).clamp(-1, 1), x
             momentum, last = (1 + (1 + 4 * momentum**2) ** 0.5) / 2, momentum
             ahead = (x + (last - 1) / momentum * (x - before)).clamp(-1, 1)
-        return x
+        return torch.where(done, found, x)
 
     def adjoint(self, x: Tensor, u: Tensor) -> Tensor:
         """A^T u, of the shape of x."""
@@ -61,12 +64,12 @@ class Degradation(Buildable, ABC):
 def _largest_eigenvalue(degradation: Degradation, shape: tuple[int, ...], device: torch.device) -> float:
     """Of A^T A for images of a shape (C,H,W), by power iteration from an image that is flat and rough."""
     v = 1 + torch.linspace(-1, 1, math.prod(shape), device=device).mul(1e3).sin().view(1, *shape)
-    norm = 1.0
+    norm = torch.ones(())
     for _ in range(POWER_ITERATIONS):
         v = degradation.adjoint(v, degradation(v))
-        norm = float(v.norm())
+        norm = v.norm()
         v = v / norm
-    return norm
+    return float(norm)
 
 
 @dataclass(frozen=True)
@@ -133,4 +136,4 @@ class Grayscale(Degradation):
 
 def _luma(frames: Tensor) -> Tensor:
     """(B,T,1,H,W) of RGB frames (B,T,3,H,W); grey ones are their own."""
-    return (frames * frames.new_tensor(LUMA).view(3, 1, 1)).sum(2, keepdim=True)
+    return (frames * send(torch.tensor(LUMA, dtype=frames.dtype), frames.device).view(3, 1, 1)).sum(2, keepdim=True)

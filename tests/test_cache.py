@@ -196,8 +196,9 @@ def test_ranks_fill_one_cache_together(tmp_path: Path, world: int) -> None:
             return received
 
         return SimpleNamespace(
-            broadcast=broadcast, barrier=lambda name: meeting.wait(), is_global_zero=rank == 0, global_rank=rank, world_size=world
-        )
+            broadcast=broadcast, barrier=lambda name: meeting.wait(), is_global_zero=rank == 0, global_rank=rank, world_size=world,
+            root_device=torch.device("cpu"),
+        )  # fmt: skip
 
     results: dict[int, tuple[NoiseData, Encoder]] = {}
 

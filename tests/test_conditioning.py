@@ -280,11 +280,10 @@ def test_several_conditions_at_once() -> None:
     assert batch_of(images_alone.inputs, [{}, {}], [], CPU) == {"id": ["", ""]}
     with pytest.raises(ValueError, match=r"^this model takes no class, 'b' was given: it takes an image$"):
         batch_of(images_alone.inputs, [{"class": "b"}], [], CPU)
-    torch.manual_seed(0)
-    seen = together.degrade(batch)
-    assert seen is not None
+    seen = together.prepare(batch, [3, 4])["conditioning_image"]
     assert seen.mask is not None
-    assert CompositeConditioner(parts[:1]).degrade(batch) is None
+    assert torch.equal(seen.x[1:], together.prepare({"image": batch["image"][1:]}, [4])["conditioning_image"].x), "by its seed alone"
+    assert CompositeConditioner(parts[:1]).prepare(batch, [3, 4]) == {}
 
 
 def test_each_frame_of_a_clip_has_the_mask_beside_its_latents() -> None:

@@ -43,6 +43,7 @@ WORDS = 1300  # of the README at most
 # All that cannot run here, and why.
 NOT_RUN = {
     "needs several GPUs",
+    "needs a GPU",
     "downloads the weights of VGG16 (528 MB)",
     "hours on one core",
 }

@@ -60,12 +60,17 @@ class NoiseData(ImageData):
 def fake_trainer(world: int = 1, rank: int = 0, strategy: Any = None, batches_done: int = 0) -> Any:
     """What a data module asks of a trainer."""
     alone = SimpleNamespace(
-        broadcast=lambda value: value, barrier=lambda name: None, is_global_zero=rank == 0, global_rank=rank, world_size=world
+        broadcast=lambda value: value,
+        barrier=lambda name: None,
+        is_global_zero=rank == 0,
+        global_rank=rank,
+        world_size=world,
+        root_device=torch.device("cpu"),
     )
     current = SimpleNamespace(ready=batches_done)
     progress = SimpleNamespace(batch_progress=SimpleNamespace(current=current))
     fit_loop = SimpleNamespace(epoch_loop=progress)
-    found = {"world_size": world, "global_rank": rank, "strategy": strategy or alone, "fit_loop": fit_loop}
+    found = {"world_size": world, "num_devices": world, "global_rank": rank, "strategy": strategy or alone, "fit_loop": fit_loop}
     return SimpleNamespace(**found, accumulate_grad_batches=1)
 
 

@@ -9,10 +9,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.devices import full
 from ldm.errors import UserError
 from ldm.interfaces import Bottleneck, BottleneckOutput, Posterior
 
 Noise = Callable[[Tensor], Tensor]
+DISTANCES = 2**26  # between latents and codes that VQ has in memory at once: 256 MiB
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class DiagonalGaussian(Posterior):
 
     def kl(self) -> Tensor:
         """KL(q || N(0, 1)) (B,) in nats, summed over the latent dimensions (Eq. 10, arXiv:1312.6114)."""
-        mean, log_variance = (a.to(torch.promote_types(a.dtype, torch.float32)) for a in (self.mean, self.log_variance))
+        mean, log_variance = map(full, (self.mean, self.log_variance))
         return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1)
 
 
@@ -136,7 +138,8 @@ class VQ(Discrete):
     def _nearest(self, z: Tensor) -> Tensor:
         rows = z.float().movedim(1, -1).flatten(0, -2)
         offset = self.values.square().sum(1)
-        found = [torch.addmm(offset, part, self.values.T, alpha=-2).argmin(1) for part in rows.split(2**16)]
+        most = max(1, DISTANCES // self.num_codes)
+        found = [torch.addmm(offset, part, self.values.T, alpha=-2).argmin(1) for part in rows.split(most)]
         return torch.cat(found).view(z.shape[0], *z.shape[2:])
 
     def quantize(self, z: Tensor) -> Tensor:

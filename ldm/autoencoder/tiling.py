@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ldm.devices import full
 from ldm.errors import UserError
 from ldm.interfaces import Autoencoder, Posterior
 
@@ -48,11 +49,11 @@ class Tiled(Autoencoder):
         height, width = (size // before for size in source.shape[2:])
         if max(height, width) <= tile:
             return function(source)
-        total, weights = None, source.new_zeros(height * after, width * after)
+        total, weights = None, full(source).new_zeros(height * after, width * after)
         for top in starts(height, tile, overlap):
             for left in starts(width, tile, overlap):
                 rows, columns = slice(top, min(top + tile, height)), slice(left, min(left + tile, width))
-                part = function(source[:, :, scaled(rows, before), scaled(columns, before)])
+                part = full(function(source[:, :, scaled(rows, before), scaled(columns, before)]))
                 weight = ramp(part.shape[2], overlap * after, part)[:, None] * ramp(part.shape[3], overlap * after, part)
                 if total is None:
                     total = part.new_zeros(*part.shape[:2], *weights.shape)

@@ -1,5 +1,6 @@
 """Checkpoints that survive crashes and signals, and the model folder at the end."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ldm.files import newest_first, replacing
 from ldm.signals import Signals
 
 LAST, BROKEN, ANY = "last.ckpt", "exception.ckpt", "*.ckpt"
+ASKED = 0.5  # seconds
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -169,13 +171,14 @@ class LastValidation(L.Callback):
 
 class GracefulStop(L.Callback):
     """A signal (ldm/signals.py) ends the run after an optimizer step, or a batch of a validation, with a checkpoint; a second Ctrl-C
-    ends it at once.
+    ends it at once.  Several ranks ask each other about every ASKED seconds of training, as each question waits for their GPUs.
 
     List it after EMA, so that the average has seen the step.
     """
 
     def __init__(self) -> None:
         self._signals = Signals()
+        self._every, self._left, self._asked = 1, 1, time.monotonic()  # steps from question to question, until the next, its time
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._signals = Signals()
@@ -184,7 +187,9 @@ class GracefulStop(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
-        self._stop_if_asked(trainer, pl_module)
+        self._left -= 1
+        if trainer.world_size == 1 or self._left <= 0:
+            self._stop_if_asked(trainer, pl_module)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -194,8 +199,12 @@ class GracefulStop(L.Callback):
 
     def _stop_if_asked(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         number = self._signals.number
-        if trainer.world_size > 1:  # all ranks stop at the same step
-            number = int(trainer.strategy.reduce(torch.tensor(number, device=pl_module.device), reduce_op="max"))
+        if trainer.world_size > 1:  # all ranks stop at the same step, and ask after as many steps as the slowest of them
+            now = time.monotonic()
+            pace = min(2 * self._every, max(1, int(self._every * ASKED / max(now - self._asked, 1e-6))))
+            told = torch.tensor([number, -pace], device=pl_module.device)
+            number, pace = torch.as_tensor(trainer.strategy.reduce(told, reduce_op="max")).tolist()
+            self._every, self._left, self._asked = -pace, -pace, now
         if number:
             there = f"stopped at step {trainer.global_step}; the same command with --ckpt_path last goes on from there"
             raise Stopped(number, there if trainer.is_global_zero else "")

@@ -70,7 +70,7 @@ class EMA(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         assert not self.swapped, "the checkpoint would hold averaged weights as raw ones"
-        checkpoint.setdefault(CHECKPOINT_KEY, {})["averaged"] = {name: t.detach().clone() for name, t in self.averaged.items()}
+        checkpoint.setdefault(CHECKPOINT_KEY, {})["averaged"] = dict(self.averaged)  # no copies: it is written at once
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.averaged = dict(checkpoint.get(CHECKPOINT_KEY, {}).get("averaged", {}))

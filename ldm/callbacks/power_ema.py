@@ -77,7 +77,7 @@ class PowerEMA(L.Callback):
             write_atomically(self.folder / f"{std}-{self.step:08d}.safetensors", data)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint.setdefault(CHECKPOINT_KEY, {})["tracks"] = [{name: t.clone() for name, t in track.items()} for track in self.tracks]
+        checkpoint.setdefault(CHECKPOINT_KEY, {})["tracks"] = [dict(track) for track in self.tracks]
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.tracks = list(checkpoint.get(CHECKPOINT_KEY, {}).get("tracks", []))

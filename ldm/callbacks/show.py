@@ -1,6 +1,7 @@
 """What a run shows: progress and pictures."""
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,18 @@ class Pictures(L.Callback):
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero or self._batch is None:
+        if trainer.sanity_checking or self._batch is None:
             return
+        alone = trainer.world_size == 1  # several ranks make them together: none may leave
         try:
-            with breakable():
+            with breakable() if alone else nullcontext(), trainer.precision_plugin.forward_context():
                 pictures: dict[str, Tensor] = module.pictures(self._batch)  # type: ignore[operator]
         except Interrupted:  # the training stops at its next batch
             return
+        if trainer.is_global_zero:
+            self._show(trainer, module, pictures)
+
+    def _show(self, trainer: L.Trainer, module: L.LightningModule, pictures: dict[str, Tensor]) -> None:
         for name, images in pictures.items():
             height, width = images.shape[2:]
             picture = as_image(grid(to_uint8(images), max(1, self.columns * height // width)))

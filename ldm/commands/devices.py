@@ -42,5 +42,6 @@ def run_on_devices(job: Job, options: dict[str, Any]) -> bool:
             positions: Any = range(len(job.pending))
             loader = DataLoader(positions, batch_size=job.chunk_size, collate_fn=list)
             trainer.predict(Sampling(job, bar), loader, return_predictions=False)
+            job.settle()
         trainer.strategy.barrier("all pictures written")
     return bool(trainer.is_global_zero)

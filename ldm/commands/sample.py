@@ -85,7 +85,7 @@ OPTIONS = [
     Option("--devices", "how many of them (or which: 0,2)", str, "1", "N", MACHINE),
     Option("--num-nodes", "how many machines with as many devices each", whole(1), 1, "N", MACHINE),
     Option("--strategy", "of Lightning, for several devices: auto, ddp", str, "auto", "NAME", MACHINE),
-    Option("--precision", "32-true, bf16-mixed, 16-mixed", one_of(*PRECISIONS), "32-true", "P", MACHINE),
+    Option("--precision", "32-true, bf16-mixed (default on GPUs), 16-mixed", one_of(*PRECISIONS), None, "P", MACHINE),
     Option("--chunk-size", f"pictures per network call; default: 1 on a CPU, else {CHUNK_SIZE}", whole(1), None, "N", MACHINE),
     Option("--batch-size", "", str, None, "N", MACHINE),
     Option("--trusted", "packages beside ldm whose classes the model may name", words, [], "NAMES", MACHINE),

@@ -150,8 +150,8 @@ def encode(cli: CLI, action: Literal["fill", "check", "prune"]) -> int:
     cli.trainer.fit(cli.model, cli.datamodule)
     if cli.trainer.is_global_zero and action != "check":
         latents = cli.model.model.latents
-        print(f"{int(latents.count)} images of {cli.datamodule.size} px encoded into {cli.datamodule.cache}")
-        print(f"latents {tuple(latents.size.tolist())}: mean {latents.shift.tolist()}, std {latents.scale.tolist()}")
+        print(f"{latents.facts[0]} images of {cli.datamodule.size} px encoded into {cli.datamodule.cache}")
+        print(f"latents {latents.facts[1:]}: mean {latents.shift.tolist()}, std {latents.scale.tolist()}")
     return 0
 
 

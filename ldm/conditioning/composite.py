@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.interfaces import Batch, ClassInput, Cond, Conditioner, ConditioningImage, Factory, ImageInput, TextInput, built
+from ldm.interfaces import Batch, ClassInput, Cond, Conditioner, Factory, ImageInput, TextInput, built
 
 
 class CompositeConditioner(Conditioner):
@@ -27,9 +27,8 @@ class CompositeConditioner(Conditioner):
         self.vector_dim, self.concat_channels = sum(p.vector_dim for p in made), sum(p.concat_channels for p in made)
         self.token_dim = max(p.token_dim for p in made)
 
-    def degrade(self, batch: Batch) -> ConditioningImage | None:
-        found = (part.degrade(batch) for part in self.parts)  # type: ignore[operator]
-        return next((image for image in found if image is not None), None)
+    def prepare(self, batch: Batch, seeds: Sequence[int]) -> Batch:
+        return {name: value for part in self.parts for name, value in part.prepare(batch, seeds).items()}  # type: ignore[operator]
 
     def cache_in(self, folder: str) -> None:
         for part in self.parts:

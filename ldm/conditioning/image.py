@@ -1,11 +1,12 @@
 """Images as a condition: appended to the latents, or as a vector."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.devices import send
 from ldm.draws import Draws
 from ldm.errors import UserError
 from ldm.frames import merge_frames, split_frames
@@ -15,6 +16,17 @@ from ldm.nn.pretrained import Frozen
 from ldm.ranges import to_float, to_uint8
 
 LEVEL_DIM = 64
+
+
+def shown(degrade: Callable[[Batch], ConditioningImage], batch: Batch, seeds: Sequence[int]) -> Batch:
+    """`conditioning_image` of a batch: what is left of each image, with torch's random numbers of its seed."""
+    left = list[ConditioningImage]()
+    with torch.random.fork_rng(devices=[]):
+        for i, seed in enumerate(seeds):
+            torch.manual_seed(seed % 2**63)
+            left.append(degrade({name: batch[name][i : i + 1].cpu() for name in ("image", "map") if name in batch}))
+    masks = [one.mask for one in left if one.mask is not None]
+    return {"conditioning_image": ConditioningImage(torch.cat([one.x for one in left]), torch.cat(masks) if masks else None)}
 
 
 class Concat(Conditioner):
@@ -45,6 +57,9 @@ class Concat(Conditioner):
             raise UserError("Concat without a corruption takes the images' maps, the data has none: set data.maps, a folder of maps")
         return ConditioningImage(to_float(batch["map"]))
 
+    def prepare(self, batch: Batch, seeds: Sequence[int]) -> Batch:
+        return shown(self.degrade, batch, seeds)
+
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
         x, mask = batch["conditioning_image"] if "conditioning_image" in batch else self.degrade(batch)
         if self.downscale > 1:
@@ -60,7 +75,7 @@ class Concat(Conditioner):
         level = torch.zeros(len(z), device=z.device)
         if self.noise and self.training:
             draws: Draws = batch["draws"]
-            level = self.noise * draws.uniform().to(level)
+            level = send((self.noise * draws.uniform()).to(level.dtype), z.device)
             z = z + level.view(-1, 1, 1, 1) * draws.normal(z)
         if self.takes_mask and mask is not None:
             anew = F.max_pool2d(mask, mask.shape[-1] // z.shape[-1]).repeat_interleave(self.frames, dim=0)
@@ -91,6 +106,9 @@ class ImageEmbedding(Conditioner):
 
     def degrade(self, batch: Batch) -> ConditioningImage:
         return ConditioningImage(to_float(batch["image"]))
+
+    def prepare(self, batch: Batch, seeds: Sequence[int]) -> Batch:
+        return shown(self.degrade, batch, seeds)
 
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
         x, _ = batch["conditioning_image"] if "conditioning_image" in batch else self.degrade(batch)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ldm.devices import send
 from ldm.errors import UserError
 from ldm.interfaces import AUGMENTED, Batch, Cond, Conditioner, NumberInput, required
 from ldm.nn.attention import timestep_embedding
@@ -47,6 +48,6 @@ class Numbers(Conditioner):
 
     def _told(self, rows: list[list[float]]) -> Cond:
         low, high = torch.tensor(list(self.ranges.values())).T
-        places = ((torch.tensor(rows) - low) / (high - low)).to(self._device.device)
+        places = send((torch.tensor(rows) - low) / (high - low), self._device.device)
         told = torch.stack([timestep_embedding(1000 * place.nan_to_num(), self.dim) for place in places.T], dim=1)
         return Cond(vector=(told * ~places.isnan()[:, :, None]).flatten(1))

@@ -1,18 +1,20 @@
 """Text as a condition, through a frozen encoder of the package transformers."""
 
 import hashlib
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ldm.devices import send
 from ldm.errors import UserError
 from ldm.interfaces import Batch, Cond, Conditioner, TextInput
 from ldm.nn.pretrained import Frozen
@@ -20,6 +22,14 @@ from ldm.nn.pretrained import Frozen
 TOGETHER = 64  # texts that are encoded at once
 KEPT = 20_000  # texts whose encoding is kept in memory
 SAID, ALIKE = "a red heart", 0.99  # a text that tells encoders apart, and the cosine of what one encoder makes of it anywhere
+
+
+class TextStates(NamedTuple):
+    """States of texts, padded to one length L."""
+
+    tokens: Tensor  # (B,L,D)
+    mask: Tensor  # (B,L), True where there is a token
+    vector: Tensor  # (B,D) that stands for the text as a whole
 
 
 class Text(Conditioner):
@@ -52,6 +62,7 @@ class Text(Conditioner):
         self._folder = folder
         self._store: Store | None = None
         self._kept = lru_cache(KEPT)(self._states)
+        self._null: tuple[torch.device, Cond] | None = None  # of one sample, and where it is
         self.register_buffer("sign", torch.zeros(self.token_dim))
         self._own_sign = self._encoded(SAID, 16)[-1].float()
         self.sign.copy_(self._own_sign)
@@ -101,22 +112,34 @@ class Text(Conditioner):
             states = torch.cat([pooled[:, None], states], dim=1)
         return states.half().cpu()
 
-    def _encode(self, texts: list[str]) -> Cond:
-        states = [self._kept(text) for text in texts]
-        device = self.sign.device
-        tokens = torch.zeros(len(texts), self.max_tokens, self.token_dim)
-        mask = torch.zeros(len(texts), self.max_tokens, dtype=torch.bool)
+    def _padded(self, states: Sequence[Tensor]) -> TextStates:
+        """States of one text each, together."""
+        tokens = torch.zeros(len(states), self.max_tokens, self.token_dim)
+        mask = torch.zeros(len(states), self.max_tokens, dtype=torch.bool)
         first = int(self.vector == "pooled")
         for i, state in enumerate(states):
             tokens[i, : len(state) - first], mask[i, : len(state) - first] = state[first:], True
         vector = torch.stack([state[0].float() for state in states]) if first else tokens.sum(1) / mask.sum(1, keepdim=True)
-        return Cond(vector.to(device) if self.vector_dim else None, tokens.to(device), mask.to(device))
+        return TextStates(tokens, mask, vector)
+
+    def prepare(self, batch: Batch, seeds: Sequence[int]) -> Batch:
+        """Where the states of all its texts are kept; an encoder that is on a GPU cannot be asked by another process."""
+        states = [] if self._store is None else [self._store.get(text) for text in batch["text"]]
+        known = [one for one in states if one is not None]
+        return {"text_states": self._padded(known)} if known and len(known) == len(states) else {}
+
+    def _encode(self, found: TextStates) -> Cond:
+        tokens, mask, vector = (send(part, self.sign.device) for part in found)
+        return Cond(vector if self.vector_dim else None, tokens, mask)
 
     def encode(self, batch: Batch, to_latents: Callable[[Tensor], Tensor]) -> Cond:
-        return self._encode(batch["text"])
+        found = batch.get("text_states")
+        return self._encode(self._padded([self._kept(text) for text in batch["text"]]) if found is None else found)
 
     def null(self, batch: Batch) -> Cond:
-        return self._encode([""] * len(batch["text"]))
+        if self._null is None or self._null[0] != self.sign.device:
+            self._null = self.sign.device, self._encode(self._padded([self._kept("")]))
+        return self._null[1].expand(len(batch["text"]))
 
 
 class Store:
@@ -124,10 +147,18 @@ class Store:
 
     def __init__(self, path: Path, width: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.width, self.table = width, sqlite3.connect(path, timeout=60, isolation_level=None)
+        self.path, self.width, self._opened = path, width, dict[int, sqlite3.Connection]()  # by process: a fork must not use its parent's
         self.table.execute("PRAGMA journal_mode=WAL")
-        self.table.execute("PRAGMA synchronous=NORMAL")
         self.table.execute("CREATE TABLE IF NOT EXISTS texts (text TEXT PRIMARY KEY, states BLOB)")
+
+    @property
+    def table(self) -> sqlite3.Connection:
+        """This process's connection."""
+        if os.getpid() not in self._opened:
+            found = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            found.execute("PRAGMA synchronous=NORMAL")
+            self._opened[os.getpid()] = found
+        return self._opened[os.getpid()]
 
     def get(self, text: str) -> Tensor | None:
         found = self.table.execute("SELECT states FROM texts WHERE text = ?", (text,)).fetchone()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ldm.devices import send
 from ldm.errors import UserError, nearest
 from ldm.interfaces import Batch, ClassInput, Condition, Conditioner, Input, NumberInput, TextInput
 
@@ -86,7 +87,7 @@ def batch_of(inputs: Mapping[str, Input], conditions: Sequence[Condition], class
     for name, one in inputs.items():
         if isinstance(one, ClassInput):
             labels = [label_of(value[name], classes, one.num_classes) if name in value else -1 for value in values]
-            batch["label"] = torch.tensor(labels, device=device)
+            batch["label"] = send(torch.tensor(labels), device)
         elif isinstance(one, TextInput):
             batch["text"] = [str(value.get(name, "")) for value in values]
     if numbers:

@@ -1,6 +1,6 @@
 """Batches of the images of a split; latents instead of pixels where there is a cache."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ class Keyed(Dataset):
         self.images, self.indices, self.augment = images, np.asarray(indices, np.int64), augment
         self.cache: LatentCache | None = None
         self.with_images = False
+        self.prepare: Callable[[Batch], Batch] | None = None  # further entries
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -80,7 +81,7 @@ class Keyed(Dataset):
             batch["numbers"] = [{**records.numbers_of(index), **(told[i] if told else {})} for i, index in enumerate(indices)]
         if self.names:
             batch["label"] = torch.from_numpy(records.labels[indices]).long()
-        return batch
+        return batch if self.prepare is None else {**batch, **self.prepare(batch)}
 
     def _images(self, batch: Batch, wanted: Sequence[Key]) -> list[dict[str, float]]:
         """Put the images, and their maps, into the batch; returns what was done to each by augmentation."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.devices import send
 from ldm.errors import UserError
 from ldm.files import sync
 from ldm.locking import lock, try_lock
@@ -72,8 +73,11 @@ class LatentCache:
         """(mirrored, indices) -> arrays float32 (B, ...) by name, and the images that they are of (a damaged one's successor)."""
         arrays = self.open()
         used = [self._successors.get(index, index) for index in keys[1]]
-        found = {name: array[used, list(keys[0])] for name, array in arrays.items()}
-        return {name: (torch.from_numpy(x) if isinstance(x, np.ndarray) else x).float() for name, x in found.items()}, used
+        if self.on == "disk":
+            return {name: torch.from_numpy(array[used, list(keys[0])]).float() for name, array in arrays.items()}, used
+        device = self.device if self.on == "device" and self.device else torch.device("cpu")
+        rows = send(torch.tensor([used, list(keys[0])]), device)
+        return {name: array[rows[0], rows[1]].float() for name, array in arrays.items()}, used
 
     def __getstate__(self) -> dict[str, Any]:
         """For processes of a loader, which open it themselves."""

@@ -26,6 +26,7 @@ from ldm.data.order import HeldOutOrder, Order
 from ldm.data.pixels import Resize
 from ldm.data.report import sentences
 from ldm.data.sources.arrays import Depth
+from ldm.devices import readers
 from ldm.errors import UserError, require_at_least
 from ldm.interfaces import Batch, Features, TrainingData
 from ldm.ranges import ValueRange, to_uint8
@@ -40,14 +41,33 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+class Loader(DataLoader):
+    """A DataLoader that tells `begin` of each batch one batch before it gives it."""
+
+    begin: Callable[[Batch], None] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        if self.begin is None:
+            yield from super().__iter__()
+            return
+        held: Batch | None = None
+        for batch in super().__iter__():
+            self.begin(batch)
+            if held is not None:
+                yield held
+            held = batch
+        if held is not None:
+            yield held
+
+
 class ImageData(L.LightningDataModule, TrainingData, ABC):
     """Images in batches of `image` uint8 (B,C,size,size) or cached `moments`, `id`, `text` and, if known, `label` (B,).
 
     val_fraction is held out, chosen by split_seed and the images' names, unless the layout has a split; mirror flips half of
     the training images; augment: transforms of torchvision.transforms.v2, each for augment_share of the images; cache: folder
     for latents (null: stage 2 encodes every batch anew), cache_on: where they are read from, `memory` and `device` hold all
-    of them and need no num_workers; cache_features: frozen networks whose features are kept there, too; max_damaged: unreadable
-    images to skip before giving up.
+    of them and need no num_workers; cache_features: frozen networks whose features are kept there, too; num_workers: processes
+    that read images (null: none for a CPU, up to 8 for each GPU); max_damaged: unreadable images to skip before giving up.
     """
 
     def __init__(
@@ -58,7 +78,7 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         val_fraction: float = 0.1,
         split_seed: int = 0,
         seed: int = 0,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         cache: str | None = None,
         max_damaged: int = 10,
         augment: Sequence[Transform] = (),
@@ -71,7 +91,7 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
             raise UserError(f"data.augment_share is {augment_share}; allowed is more than 0, at most 1")
         if size < 1 or batch_size < 1:
             raise UserError(f"data.size is {size} and data.batch_size {batch_size}; both must be at least 1")
-        require_at_least(0, num_workers=num_workers, max_damaged=max_damaged)
+        require_at_least(0, num_workers=num_workers or 0, max_damaged=max_damaged)
         self.size, self.batch_size, self.mirror, self.seed = size, batch_size, mirror, seed
         self.val_fraction, self.split_seed, self.num_workers = val_fraction, split_seed, num_workers
         self.cache, self.cache_on, self.max_damaged = cache, cache_on, max_damaged
@@ -139,6 +159,8 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
         train, held_out = self.sets
         if not self._told and (self.trainer is None or self.trainer.is_global_zero):
             print("\n".join(sentences(train, held_out)))
+            if self.num_workers is None and self._readers:
+                print(f"{self._readers} processes read images for each GPU; --data.num_workers chooses another number")
         self._told = True
         if self.varies and self.cache is not None:
             self.cache = None
@@ -149,24 +171,26 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
 
     def train_dataloader(self) -> DataLoader:
         train, ranks = self.sets[0], self._ranks()
-        train.with_images = self.with_images
+        train.with_images, train.prepare = self.with_images, self.prepare
         accumulate = int(self.trainer.accumulate_grad_batches) if self.trainer else 1
         order = Order(len(train), *ranks, self.batch_size, self.mirror, self.seed, self._images_done, train.groups(), accumulate)
-        return self._loader(train, sampler=order)
+        loader = self._loader(train, sampler=order)
+        loader.begin = self.begin
+        return loader
 
     def val_dataloader(self) -> DataLoader:
         """Every held-out image on one rank, once; the same number of batches on each."""
         (world, rank), held_out = self._ranks(), self.sets[1]
         if len(held_out) < world:
             raise UserError(f"{len(held_out)} held-out images are too few for {world} devices: raise data.val_fraction")
-        held_out.with_images = self.with_images
+        held_out.with_images, held_out.prepare = self.with_images, self.prepare
         order = HeldOutOrder(len(held_out), world, rank, self.batch_size, held_out.groups().buckets)
         return self._loader(held_out, sampler=order)
 
     test_dataloader = val_dataloader
 
-    def _loader(self, dataset: Keyed, **options: Any) -> DataLoader:
-        return DataLoader(
+    def _loader(self, dataset: Keyed, **options: Any) -> "Loader":
+        return Loader(
             dataset,
             batch_size=self.batch_size,
             num_workers=self._workers(dataset),
@@ -179,7 +203,12 @@ class ImageData(L.LightningDataModule, TrainingData, ABC):
     def _workers(self, dataset: Keyed) -> int:
         """Processes of a loader: none where batches are in memory already."""
         held = dataset.cache is not None and dataset.cache.on != "disk" and not dataset.with_images
-        return 0 if held else self.num_workers
+        return 0 if held else self._readers if self.num_workers is None else self.num_workers
+
+    @property
+    def _readers(self) -> int:
+        """As many as suit the device, where nobody chose."""
+        return readers(self.trainer.strategy.root_device, self.trainer.num_devices) if self.trainer else 0
 
     def _images_done(self) -> int:
         """Of this epoch, by all ranks; after a resume as many as the checkpoint says, whatever the batch was then."""

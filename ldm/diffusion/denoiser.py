@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ldm import interfaces
+from ldm.devices import each, factor
 from ldm.errors import UserError
 from ldm.interfaces import Cond, Network, NoiseSchedule
 
@@ -31,12 +32,12 @@ class Denoiser(interfaces.Denoiser):
         self.network, self.schedule, self.prediction = network, schedule, prediction
 
     def _coefficients(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        c_skip, c_out = PRECONDITIONING[self.prediction](sigma.double().view(-1, *[1] * (x.ndim - 1)))
-        return c_skip.to(x), c_out.to(x)
+        c_skip, c_out = PRECONDITIONING[self.prediction](sigma.double())
+        return factor(c_skip, x), factor(c_out, x)
 
     def raw(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        scale = self.schedule.scale(sigma.double()).view(-1, *[1] * (x.ndim - 1)).to(x)
-        t = self.schedule.t(sigma).to(x.device, torch.promote_types(x.dtype, torch.float32)).expand(x.shape[0])
+        scale = factor(self.schedule.scale(sigma.double()), x)
+        t = each(self.schedule.t(sigma), x, torch.promote_types(x.dtype, torch.float32))
         return self.network(x * scale, t, cond).to(x.dtype)
 
     def z0(self, x: Tensor, sigma: Tensor, output: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class Denoiser(interfaces.Denoiser):
 
     def score(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """grad log p(x; sigma) = (D - x) / sigma^2 (Eq. 3, arXiv:2206.00364)."""
-        return (self.predict(x, sigma, cond) - x) / sigma.view(-1, *[1] * (x.ndim - 1)).to(x) ** 2
+        return (self.predict(x, sigma, cond) - x) / factor(sigma, x) ** 2
 
     def output_weight(self, sigma: Tensor) -> Tensor:
         """c_out^2: turns a weight on the error of z0 into one on the error of F."""

@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ldm.devices import factor, send
 from ldm.diffusion.objective import Wrapper
 from ldm.draws import Draws
 from ldm.errors import UserError
@@ -28,18 +29,17 @@ class ProgressiveDistillation(Wrapper):
     def draw(self, z0: Tensor, schedule: NoiseSchedule, draws: Draws) -> tuple[Tensor, Tensor]:
         """Only the levels at which the student will be called."""
         noise, _ = self.objective.draw(z0, schedule, draws)
-        starts = schedule.t(schedule.steps(self.steps)[:-1]).to(z0.device)
-        return noise, starts[(draws.uniform() * self.steps).long().to(z0.device)]
+        starts = schedule.t(schedule.steps(self.steps)[:-1])
+        return noise, send(starts[(draws.uniform() * self.steps).long()], z0.device)
 
     def loss(self, denoiser: Denoiser, z0: Tensor, noise: Tensor, t: Tensor, cond: Cond, teacher: Denoise | None = None) -> Tensor:
         assert teacher is not None
-        levels = denoiser.schedule.steps(self.steps * self.substeps).to(t.device)
+        levels = send(denoiser.schedule.steps(self.steps * self.substeps), t.device)
         first = (levels[:: self.substeps] - denoiser.schedule.sigma(t)[:, None]).abs().argmin(1) * self.substeps
         path = levels[first[:, None] + torch.arange(self.substeps + 1, device=t.device)]  # (B, substeps + 1)
-        shape = (-1, *[1] * (z0.ndim - 1))
-        end = x = z0 + path[:, 0].view(shape).to(z0) * noise
+        end = x = z0 + factor(path[:, 0], z0) * noise
         with torch.no_grad():
             for s, s_next in pairwise(path.unbind(1)):
-                end = torch.lerp(teacher(end, s), end, (s_next / s).view(shape).to(x))
-        left = (path[:, -1] / path[:, 0]).view(shape).to(x)
+                end = torch.lerp(teacher(end, s), end, factor(s_next / s, x))
+        left = factor(path[:, -1] / path[:, 0], x)
         return self.objective.error(denoiser, denoiser.raw(x, path[:, 0], cond), x, (end - left * x) / (1 - left), path[:, 0])

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ldm.devices import factor, send
 from ldm.interfaces import Cond, Denoise, Guidance, Predict
 
 
@@ -36,7 +37,7 @@ class Pairwise(Guidance):
         """(conditional, null) -> guided, each (B,C,h,w); made anew for every batch, as it may remember the steps before."""
 
     def guide(self, predict: Predict, cond: Cond, null: Cond, companion: Denoise | None = None) -> Denoise:
-        if companion is None and cond.equals(null):  # without a condition there is nothing to guide to: half the calls
+        if companion is None and cond.is_same(null):  # without a condition there is nothing to guide to: half the calls
             return lambda x, sigma: predict(x, sigma, cond)
         both, mix = cond.stack(null), self.start()
 
@@ -48,16 +49,18 @@ class Pairwise(Guidance):
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             inside = (sigma >= self.low) & (sigma <= self.high)
-            if self.scale == 1 or not inside.any():
+            known = sigma.ndim == 0 and sigma.device.type == "cpu"  # of others, it would take a wait for the GPU to know
+            everywhere = (self.low <= 0 and self.high == float("inf")) or (known and bool(inside))
+            if self.scale == 1 or (known and not inside):
                 return predict(x, sigma, cond)
-            if self.scale == 0 and inside.all():
+            if self.scale == 0 and everywhere:
                 return predict(x, sigma, null) if companion is None else companion(x, sigma)
             conditional, unconditional = pair(x, sigma)
             guided = mix(conditional, unconditional)
             if self.rescale:
                 ratio = conditional.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
                 guided = guided * torch.lerp(torch.ones_like(ratio), ratio, self.rescale)
-            return guided if inside.all() else torch.where(inside.to(x.device).view(-1, 1, 1, 1), guided, conditional)
+            return guided if everywhere else torch.where(send(inside, x.device).view(-1, 1, 1, 1), guided, conditional)
 
         return denoise
 
@@ -117,6 +120,6 @@ class ClassifierGuidance(Guidance):
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             z0 = predict(x, sigma, shown)
-            return z0 + self.scale * sigma.view(-1, 1, 1, 1).to(x) ** 2 * companion(x, sigma) if self.scale else z0
+            return z0 + self.scale * factor(sigma, x) ** 2 * companion(x, sigma) if self.scale else z0
 
         return denoise

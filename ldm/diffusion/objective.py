@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ldm.devices import factor, send
 from ldm.draws import Draws
 from ldm.errors import UserError
 from ldm.interfaces import Cond, Denoise, Denoiser, NoiseSchedule, Objective, TimeSampler
@@ -55,7 +56,7 @@ class ErrorObjective(Objective):
 
     def loss(self, denoiser: Denoiser, z0: Tensor, noise: Tensor, t: Tensor, cond: Cond, teacher: Denoise | None = None) -> Tensor:
         sigma = denoiser.schedule.sigma(t)
-        x = z0 + sigma.view(-1, *[1] * (z0.ndim - 1)).to(z0) * noise
+        x = z0 + factor(sigma, z0) * noise
         return self.error(denoiser, denoiser.raw(x, sigma, cond), x, z0, sigma)
 
 
@@ -78,7 +79,7 @@ class Simple(ErrorObjective):
         if self.offset:
             noise = noise + self.offset * draws.normal(z0[:, :, :1, :1])
         u = draws.spread() if self.stratified else draws.uniform()
-        return noise, self.times.sample(u.to(z0.device), schedule)
+        return noise, self.times.sample(send(u, z0.device), schedule)
 
     def weight(self, denoiser: Denoiser, sigma: Tensor) -> Tensor:
         return sigma * 0 + 1
@@ -153,7 +154,8 @@ class LearnedUncertainty(Wrapper):
         if not self.training:
             return loss  # comparable from step to step
         angles = sigma.log().to(self.frequencies)[:, None] * self.frequencies
-        u = self.u(torch.cat([angles.cos(), angles.sin()], dim=1))[:, 0].to(loss)
+        with torch.autocast(loss.device.type, enabled=False):  # which would leave u three digits
+            u = self.u(torch.cat([angles.cos(), angles.sin()], dim=1))[:, 0].to(loss)
         return loss * torch.exp(-u) + u
 
 
@@ -179,16 +181,17 @@ class Importance(Wrapper):
     def chances(self) -> Tensor:
         """(bins,), of sum 1."""
         even = torch.full_like(self.square, 1 / self.bins)
-        if not self.training or self.seen.min() < self.memory:
+        if not self.training:
             return even
-        return torch.lerp(self.square.sqrt() / self.square.sqrt().sum().clamp(min=1e-12), even, self.uniform)
+        wanted = torch.lerp(self.square.sqrt() / self.square.sqrt().sum().clamp(min=1e-12), even, self.uniform)
+        return torch.where(self.seen.min() < self.memory, even, wanted)
 
     def draw(self, z0: Tensor, schedule: NoiseSchedule, draws: Draws) -> tuple[Tensor, Tensor]:
         noise, _ = self.objective.draw(z0, schedule, draws)
         ends = self.chances().double().cumsum(0)
-        chosen = torch.searchsorted(ends / ends[-1], draws.uniform().to(ends.device), right=True).clamp(max=self.bins - 1)
-        places = (chosen + draws.uniform().to(ends.device)) / self.bins
-        return noise, (places * len(schedule.sigmas)).floor().to(z0.device)
+        chosen = torch.searchsorted(ends / ends[-1], send(draws.uniform(), ends.device), right=True).clamp(max=self.bins - 1)
+        places = (chosen + send(draws.uniform(), ends.device)) / self.bins
+        return noise, (places * len(schedule.sigmas)).floor()
 
     def error(self, denoiser: Denoiser, output: Tensor, x: Tensor, z0: Tensor, sigma: Tensor) -> Tensor:
         loss = self.objective.error(denoiser, output, x, z0, sigma)

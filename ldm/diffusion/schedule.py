@@ -24,6 +24,16 @@ class DiscreteSchedule(NoiseSchedule):
         """(T,) sigmas, increasing, float64."""
 
     @cached_property
+    def _logs(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    def _log_sigmas(self, device: torch.device) -> Tensor:
+        """Copied to a device once."""
+        if device not in self._logs:
+            self._logs[device] = self.sigmas.log().to(device)
+        return self._logs[device]
+
+    @cached_property
     def sigmas(self) -> Tensor:  # type: ignore[override]
         sigmas = self.levels()
         if len(sigmas) < 1:
@@ -32,18 +42,19 @@ class DiscreteSchedule(NoiseSchedule):
 
     def sigma(self, t: Tensor) -> Tensor:
         """Log-linear between the discrete levels; exact at integers."""
-        log_sigmas, last = self.sigmas.log().to(t.device), len(self.sigmas) - 1
+        log_sigmas, last = self._log_sigmas(t.device), len(self.sigmas) - 1
         t = t.clamp(0, last)
         low = t.floor().long()
         high = (low + 1).clamp(max=last)
-        return torch.lerp(log_sigmas[low], log_sigmas[high], t.double() - low).exp()
+        return torch.lerp(log_sigmas.take(low), log_sigmas.take(high), t.double() - low).exp()  # take: an index () would wait for a GPU
 
     def t(self, sigma: Tensor) -> Tensor:
-        log_sigmas, log_sigma, last = self.sigmas.log().to(sigma.device), sigma.double().log(), len(self.sigmas) - 1
+        log_sigmas, log_sigma, last = self._log_sigmas(sigma.device), sigma.double().log(), len(self.sigmas) - 1
         low = (torch.searchsorted(log_sigmas, log_sigma, right=True) - 1).clamp(0, max(last - 1, 0))
         high = (low + 1).clamp(max=last)
-        gap = (log_sigmas[high] - log_sigmas[low]).clamp(min=1e-12)
-        return (low + ((log_sigma - log_sigmas[low]) / gap).clamp(0, 1)).clamp(max=last)
+        below = log_sigmas.take(low)
+        gap = (log_sigmas.take(high) - below).clamp(min=1e-12)
+        return (low + ((log_sigma - below) / gap).clamp(0, 1)).clamp(max=last)
 
     def scale(self, sigma: Tensor) -> Tensor:
         """By default for variance 1 of what the network sees, given data of variance 1."""

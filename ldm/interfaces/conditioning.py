@@ -92,9 +92,10 @@ class Conditioner(Buildable, nn.Module, ABC):
         """The image that it takes, if any."""
         return next((one for one in self.inputs.values() if isinstance(one, ImageInput)), None)
 
-    def degrade(self, batch: Batch) -> ConditioningImage | None:
-        """What it shows to the network of a training batch's images, where it takes images."""
-        return None
+    def prepare(self, batch: Batch, seeds: Sequence[int]) -> Batch:
+        """Entries of a training batch that `encode` then takes, made on the CPU by the processes that read images: what is left of these,
+        the states of texts.  What is random about a sample depends on its seed."""
+        return {}
 
     def cache_in(self, folder: str) -> None:
         """Keep in this folder, from now on, what is costly and needed again and again, such as the states of texts."""

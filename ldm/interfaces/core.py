@@ -64,13 +64,16 @@ class Cond:
         """Both batches one after the other: 2B samples."""
         return self._zip(other, lambda a, b: torch.cat([a, b.expand(len(b), *a.shape[1:])]))
 
-    def equals(self, other: "Cond") -> bool:
-        """True where both say the same."""
-        pairs = [(getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__]
-        return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
+    def is_same(self, other: "Cond") -> bool:
+        """True where both are one and the same, or say nothing; what their tensors hold is not asked of a GPU."""
+        return all(getattr(self, name) is getattr(other, name) for name in self.__dataclass_fields__)
 
     def __getitem__(self, samples: slice) -> "Cond":
         return self._zip(self, lambda a, _: a[samples])
+
+    def expand(self, count: int) -> "Cond":
+        """One sample's, so many times, without copies."""
+        return self._zip(self, lambda a, _: a.expand(count, *a.shape[1:]))
 
     def repeat(self, times: int) -> "Cond":
         """Each sample so many times, one after the other."""

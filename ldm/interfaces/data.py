@@ -26,6 +26,8 @@ class TrainingData(ABC):
     cache: str | None = None  # folder for latents, and for what conditioners keep
     resumed: int | None = None  # images of the epoch that the checkpoint from which training goes on has seen, if the batch was another
     with_images: bool = False  # whether batches have the images even where they have cached moments
+    prepare: Callable[[Batch], Batch] | None = None  # further entries of a batch, made by the processes that read images
+    begin: Callable[[Batch], None] | None = None  # told of each training batch one batch before it is used
 
     def use_buckets(self, multiple: int) -> None:  # noqa: B027  most data have one size
         """Where images keep their shapes: give them sizes in multiples of so many px, which the networks need."""

@@ -28,6 +28,8 @@ class LatentSpace(nn.Module):
         self.register_buffer("scale", torch.ones(autoencoder.channels))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("size", torch.zeros(2, dtype=torch.int64))
+        self._facts: tuple[int, int, int] | None = None
+        self.register_load_state_dict_post_hook(LatentSpace._forget)
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode whatever its owner does."""
@@ -41,20 +43,30 @@ class LatentSpace(nn.Module):
         self.scale.copy_(std)
         self.count.fill_(count)
         self.size.copy_(torch.tensor(size))
+        self._facts = None
+
+    def _forget(self, keys: object) -> None:
+        self._facts = None
+
+    @property
+    def facts(self) -> tuple[int, int, int]:
+        """count, h and w as numbers, which are asked for often, and read from a GPU once."""
+        if self._facts is None:
+            self._facts = (int(self.count), *self.size.tolist())
+        return self._facts
 
     def of_frames(self, frames: int) -> "LatentSpace":
         """The latent space of clips, each frame normalised as an image is."""
         found = LatentSpace(FrameStack(self.autoencoder, frames))
         if self.measured:
-            height, width = self.size.tolist()
-            found.measure(self.shift.repeat(frames), self.scale.repeat(frames), int(self.count), (height, width))
+            count, *size = self.facts
+            found.measure(self.shift.repeat(frames), self.scale.repeat(frames), count, (size[0], size[1]))
         return found
 
     def shape_of(self, size: tuple[int, int] | None, multiple: int = 1) -> tuple[int, int]:
         """Height and width of the latents of pictures of `size` px, rounded up to the network's `multiple`; None: of the training's."""
         if size is None:
-            height, width = self.size.tolist()
-            return height, width
+            return self.facts[1:]
         height, width = (-(-side // (self.autoencoder.factor * multiple)) * multiple for side in size)
         return height, width
 
@@ -69,7 +81,7 @@ class LatentSpace(nn.Module):
 
     @property
     def measured(self) -> bool:
-        return int(self.count) > 0
+        return self.facts[0] > 0
 
     def require_measured(self) -> None:
         if not self.measured:

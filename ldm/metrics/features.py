@@ -5,8 +5,10 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ldm.devices import readers, send
 from ldm.errors import UserError
 from ldm.interfaces import Features
 from ldm.metrics.distances import Statistics, frechet_distance
@@ -99,22 +101,35 @@ class Readable(Protocol):
         """What it is called."""
 
 
+class _Pixels(Dataset):
+    """Images as uint8 (C,H,W), or what is wrong with one that cannot be read."""
+
+    def __init__(self, images: Readable, count: int) -> None:
+        self.images, self.count = images, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            return to_uint8(to_float(self.images.pixels(index)))
+        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
+            return f"{self.images.name(index)} ({error})"
+
+
 def measured(
     network: Features, images: Readable, batch_size: int, device: torch.device, most: int | None = None
 ) -> tuple[Tensor, list[str]]:
     """Features (N,D) of the images that can be read, and the others with what is wrong; at most the first `most`."""
     count, found, damaged = min(len(images), most or len(images)), list[Tensor](), list[str]()
+    loader = DataLoader(_Pixels(images, count), batch_size, num_workers=readers(device), collate_fn=list)
     with tqdm(total=count, desc="Measuring", unit="img") as bar:
-        for start in range(0, count, batch_size):
-            batch = []
-            for i in range(start, min(start + batch_size, count)):
-                try:
-                    batch.append(to_uint8(to_float(images.pixels(i))))
-                except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
-                    damaged.append(f"{images.name(i)} ({error})")
-            if batch:
-                found.append(network(torch.stack(batch).to(device)).cpu())
-            bar.update(min(batch_size, count - start))
+        for batch in loader:
+            read = [one for one in batch if isinstance(one, Tensor)]
+            damaged += [one for one in batch if isinstance(one, str)]
+            if read:
+                found.append(network(send(torch.stack(read), device)).cpu())
+            bar.update(len(batch))
     if not found:
         raise UserError(f"none of {count} images can be read, the first is {damaged[0] if damaged else 'not there'}: check the folder")
     return torch.cat(found), damaged

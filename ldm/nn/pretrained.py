@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.devices import send
 from ldm.errors import UserError
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, standard deviation of RGB in [0, 1]
@@ -35,7 +36,7 @@ def as_three(x: Tensor) -> Tensor:
 
 def standardise(x: Tensor) -> Tensor:
     """x (B,3,H,W) in [-1, 1] -> mean 0, standard deviation 1 over ImageNet."""
-    centre, spread = ((torch.tensor(values, device=x.device) * 2).view(3, 1, 1) for values in IMAGENET)
+    centre, spread = (send(torch.tensor(values) * 2, x.device).view(3, 1, 1) for values in IMAGENET)
     return (x + 1 - centre) / spread
 
 

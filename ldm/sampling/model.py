@@ -19,6 +19,7 @@ from ldm.data.modes import as_tensor
 from ldm.data.records import Record
 from ldm.data.transforms import as_image, grid
 from ldm.degradations import Downscale
+from ldm.devices import computing, sampling_precision
 from ldm.diffusion.samplers import RePaint
 from ldm.diffusion.schedule import Spacing
 from ldm.errors import UserError, nearest
@@ -62,6 +63,7 @@ class SampleArguments(TypedDict, total=False):
     size: tuple[int, int]
     windows: bool
     chunk_size: int
+    precision: str
     progress: bool
     callback: Callback
 
@@ -239,11 +241,13 @@ class Model:
         known = {**arguments}
         progress, callback = known.pop("progress", True), known.pop("callback", None)
         chunk_size: Any = known.pop("chunk_size", None) or default_chunk_size(self.device)
+        precision: Any = known.pop("precision", None) or sampling_precision(self.device)
         made = self.plan(options_of({**chosen, **known}))
-        return Pictures(self._pictures(made, chunk_size, bool(progress), callback))  # type: ignore[arg-type]
+        return Pictures(self._pictures(made, chunk_size, precision, bool(progress), callback))  # type: ignore[arg-type]
 
-    def _pictures(self, made: Plan, chunk_size: int, progress: bool, callback: Callback | None) -> list[Picture]:
+    def _pictures(self, made: Plan, chunk_size: int, precision: str, progress: bool, callback: Callback | None) -> list[Picture]:
         extra: dict[str, Any] = {"chunk_size": chunk_size}
+        extra |= {"precision": precision} if precision != "32-true" else {}
         extra |= {} if self.values.is_default else {"values": self.values.as_card()}
         chunk_size = max(1, chunk_size // self.network.denoiser.network.frames)
         with tqdm(total=len(made.requests), desc="Sampling", unit="img", bar_format=BAR, disable=not progress) as bar:
@@ -254,7 +258,8 @@ class Model:
                         callback(bar.n, (self.network.latents.to_images(z0[: len(some)]).clamp(-1, 1) + 1) / 2)
 
                 step = partial(advance, bar, len(some) / made.config.num_steps)
-                pictures = generate(self.network, some, made.config, self.classes, chunk_size, step, watch)
+                with computing(self.device, precision):
+                    pictures = generate(self.network, some, made.config, self.classes, chunk_size, step, watch)
                 require_finite(some, pictures)
                 settings = [settings_of(request, made.config, self.loaded.sha256, extra) for request in some]
                 return [Picture(*both, self.values) for both in zip(pictures, settings, strict=True)]

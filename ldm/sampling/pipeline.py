@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.conditioning.values import batch_of
+from ldm.devices import full, send
 from ldm.diffusion.variance import LearnedNoise
 from ldm.errors import UserError
 from ldm.interfaces import Batch, ClassInput, Condition, ConditioningImage, Denoise, Input, Noise, Task, TaskInput
@@ -35,7 +36,8 @@ def generate(
     model: LatentDiffusion, requests: Sequence[SampleRequest], config: SamplingConfig, classes: Sequence[str] = (),
     chunk_size: int = CHUNK_SIZE, on_step: Callable[[], Any] = lambda: None, on_denoised: Callable[[Tensor], Any] = lambda z0: None,
 ) -> Tensor:  # fmt: skip
-    """Pictures (N,3,H,W) in [-1,1] of requests of one size; the bits of picture i do not depend on which others are made with it.
+    """Pictures (N,3,H,W) in [-1,1] of requests of one size; the bits of picture i do not depend on which others are made with it
+    (measured on CPUs of Intel and AMD; on the latter not for chunks of 2 and 3, whose matrix products round by the place in a batch).
 
     on_step() after each step of a chunk, on_denoised(D) after each evaluation, (chunk_size,C,h,w), the last ones repeated.
     """
@@ -71,8 +73,9 @@ def each_chunk(
     not depend on how many threads there are.
     """
     latents, frames = model.latents, model.denoiser.network.frames
+    height, width = latents.shape_of(None)
     alone = chunk_size == 1 and latents.shift.device.type == "cpu"
-    if not (alone and latents.size.prod() * frames <= SMALL):
+    if not (alone and height * width * frames <= SMALL):
         yield from map(make, chunks(requests, chunk_size))
         return
     threads, waiting = torch.get_num_threads(), deque[Future[Result]]()
@@ -135,14 +138,14 @@ class _Chunk:
         for state in self.config.sampler.steps(watched, z, sigmas, sampler_noise):
             z = state
             on_step()
-        pictures = cropped(latents.to_images(z).clamp(-1, 1), self.size)
+        pictures = cropped(full(latents.to_images(z)).clamp(-1, 1), self.size)
         return self.task.finish(pictures, self.given)  # type: ignore[arg-type]
 
     def _noise(self) -> Noise:
         """Each picture's own noise, (B,C,h,w) per draw."""
         shape = (self.model.latents.autoencoder.channels, *self.shape)
         draws = [request.noise.draws(shape) for request in self.requests]
-        return lambda: torch.stack([draw() for draw in draws]).to(self.device)
+        return lambda: send(torch.stack([draw() for draw in draws]), self.device)
 
     def _denoiser(self, sigmas: Tensor, noise: Noise) -> tuple[Denoise, Noise]:
         """D for what the pictures are to show, and the noise of the sampler's steps."""
@@ -156,13 +159,14 @@ class _Chunk:
 
         def guided(conditions: list[Condition]) -> Denoise:
             batch, predict = self._batch(conditions), learned.predict if learns else None
-            make = partial(self.model.guided, batch, config.guidance, config.companion, negative, predict)
+            told = any(conditions) or self.conditioning_image is not None
+            make = partial(self.model.guided, batch, config.guidance, config.companion, negative, predict, told)
             return windows(make, window) if windowed else make()
 
         mixes = [request.condition if isinstance(request.condition, Mix) else Mix(request.condition, {}, 0) for request in self.requests]
         denoise = guided([mix.a for mix in mixes])
         if any(isinstance(request.condition, Mix) for request in self.requests):
-            weight = torch.tensor([mix.weight for mix in mixes], device=self.device)
+            weight = send(torch.tensor([mix.weight for mix in mixes]), self.device)
             denoise = mixture(denoise, guided([mix.b for mix in mixes]), weight)
         return denoise, learned.noise if learns else noise
 
@@ -194,7 +198,7 @@ class _Chunk:
         latent_mask = F.max_pool2d(padded_to(mask, self.multiple), latents.autoencoder.factor)
         seconds = [padded_to(each.second[None], self.multiple) for each in images if each.second is not None]
         second_latents = latents.to_latents(torch.cat(seconds).to(self.device)) if seconds else None
-        weight = torch.tensor([each.weight for each in images], device=self.device)
+        weight = torch.tensor([each.weight for each in images])  # on the CPU: numbers, not values
         source = self.model.conditional(self._batch([each.shows for each in images]))
 
         def decode(z: Tensor) -> Tensor:

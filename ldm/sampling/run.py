@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from ldm.data.film_writer import write_film
 from ldm.data.films import VIDEO, timing_of
 from ldm.data.sources.trees import MANIFEST
 from ldm.data.transforms import grid
+from ldm.devices import computing, sampling_precision
 from ldm.errors import Stopped, UserError
 from ldm.files import write_atomically
 from ldm.frames import side_by_side
@@ -34,6 +35,7 @@ from ldm.sampling.writer import frames_in, picture_path, png, write_trajectory
 from ldm.signals import Interrupted, Signals
 
 PREVIEWED = 16  # pictures in preview.png
+WRITERS = 4  # threads that write pictures beside a GPU
 BAR = "{l_bar}{bar}| {n:.4g}/{total} [{elapsed}<{remaining}, {rate_fmt}]"  # n is a fraction while pictures are in work
 
 
@@ -42,7 +44,8 @@ class OutputConfig:
     """How pictures are made and stored, without a change to what they show (chunk_size, precision: their last bits; tile: hardly).
 
     trajectory: so many images of how each picture comes about.  tile: px of the tiles in which large images are encoded and decoded.
-    columns: of grid.png.  preview: write preview.png after every step.  chunk_size: pictures per network call, None: as the device likes.
+    columns: of grid.png.  preview: write preview.png after every step.  chunk_size: pictures per network call, precision: None: as the
+    device likes.
     """
 
     overwrite: bool = False
@@ -52,13 +55,13 @@ class OutputConfig:
     columns: int = 0
     tile: int = 0
     chunk_size: int | None = None
-    precision: str = "32-true"
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("trajectory", 0), ("columns", 0), ("tile", 0), ("chunk_size", 1)):
             if (getattr(self, name) or least) < least:
                 raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}; allowed is {least} or more")
-        if self.precision not in PRECISIONS:
+        if self.precision is not None and self.precision not in PRECISIONS:
             raise UserError(f"precision is {self.precision}; allowed are {', '.join(PRECISIONS)}")
 
 
@@ -68,7 +71,12 @@ class Job:
     def __init__(self, loaded: Loaded, plan: Plan, folder: Path, output: OutputConfig) -> None:
         self.loaded, self.plan, self.output, self.model = loaded, plan, output, loaded.model
         self.frames, self.values = self.model.denoiser.network.frames, ValueRange.of(loaded.card)
-        self.images = output.chunk_size or default_chunk_size(self.model.latents.shift.device)  # per network call
+        self.device = self.model.latents.shift.device
+        self.images = output.chunk_size or default_chunk_size(self.device)  # per network call
+        self.precision = output.precision or sampling_precision(self.device)
+        # watermark and PNG are made while a GPU is at work on the next pictures; on a CPU threads make pictures already
+        self._pool = ThreadPoolExecutor(WRITERS) if self.device.type == "cuda" else None
+        self._writing = list[Future[None]]()
         self.chunk_size = max(1, self.images // self.frames)
         self._marks: dict[torch.Size | None, bool] = {}  # whether pictures get a watermark, by the shape of their image
         self.folder = OutputFolder(folder, self.settings, output.overwrite)
@@ -93,7 +101,7 @@ class Job:
         extra: dict[str, Any] = {"watermark": self._gets_mark(request), "chunk_size": self.images}
         extra |= {"tile": output.tile} if output.tile else {}
         extra |= {} if self.values.is_default else {"values": self.values.as_card()}
-        extra |= {"precision": output.precision} if output.precision != "32-true" else {}
+        extra |= {"precision": self.precision} if self.precision != "32-true" else {}
         return settings_of(request, self.plan.config, self.loaded.sha256, extra)
 
     def make(self, some: list[SampleRequest], on_step: Callable[[float], Any]) -> None:
@@ -107,13 +115,23 @@ class Job:
                 self._preview(some, z0)
 
         step, classes = partial(on_step, len(some) / self.plan.config.num_steps), self.loaded.card["classes"]
-        with self._autocast():
+        with computing(self.device, self.precision):
             pictures = generate(self.model, some, self.plan.config, classes, self.chunk_size, step, watch)
         require_finite(some, pictures)
-        for i, (request, picture) in enumerate(zip(some, pictures, strict=True)):
-            self._write(request, picture, [z0[i] for z0 in denoised])
-        with self._lock:
-            self.done += len(some)
+        shown = [self._trajectory([z0[i] for z0 in denoised]) for i in range(len(some))] if denoised else [None] * len(some)
+        writes = [partial(self._write, *each) for each in zip(some, self.values.to_pixels(pictures).cpu(), pictures, shown, strict=True)]
+        if self._pool is None:
+            for write in writes:
+                write()
+        else:
+            self.settle()  # at most one chunk waits in memory
+            self._writing = [self._pool.submit(write) for write in writes]
+
+    def settle(self) -> None:
+        """Wait until all pictures that are made are written."""
+        writing, self._writing = self._writing, []
+        for future in writing:
+            future.result()
 
     def finish(self) -> None:
         """Manifest and grid."""
@@ -125,16 +143,21 @@ class Job:
         there = len(self.plan.requests) - made
         return f"{made} picture{'s' * (made != 1)} made, {there} were there: {folder / GRID}, {folder / MANIFEST}"
 
-    def _write(self, request: SampleRequest, picture: Tensor, trajectory: list[Tensor]) -> None:
-        frames = list(self.values.to_pixels(picture).cpu().unflatten(0, (self.frames, -1)))
+    def _trajectory(self, denoised: list[Tensor]) -> Tensor:
+        """uint8 (K,C,H,W) of how a picture came about."""
+        places = torch.linspace(0, len(denoised) - 1, self.output.trajectory).round().long().tolist()
+        return to_uint8(self.model.latents.to_images(torch.stack([denoised[place] for place in places])).clamp(-1, 1)).cpu()
+
+    def _write(self, request: SampleRequest, pixels: Tensor, picture: Tensor, trajectory: Tensor | None) -> None:
+        frames = list(pixels.unflatten(0, (self.frames, -1)))
         if self._gets_mark(request):
             anew = self._made_anew(request)
             frames = [mark(frame, anew) for frame in frames]
-        if trajectory:
-            places = torch.linspace(0, len(trajectory) - 1, self.output.trajectory).round().long().tolist()
-            shown = self.model.latents.to_images(torch.stack([trajectory[place] for place in places])).clamp(-1, 1)
-            write_trajectory(picture_path(self.folder.folder, request.index), to_uint8(shown), self.frames)
+        if trajectory is not None:
+            write_trajectory(picture_path(self.folder.folder, request.index), trajectory, self.frames)
         self.folder.write(request, frames, self.values.to_values(picture) if self.values.is_array else None)
+        with self._lock:
+            self.done += 1
 
     def _gets_mark(self, request: SampleRequest) -> bool:
         shape = None if request.image is None else request.image.pixels.shape
@@ -161,10 +184,6 @@ class Job:
             self._shown = {index: self._shown[index] for index in newest if self._shown[index].shape == images[0].shape}
             data = png(grid(torch.stack(list(self._shown.values())), 1 if self.frames > 1 else 4), {"preview": True})
             write_atomically(self.folder.folder / "preview.png", data)
-
-    def _autocast(self) -> Any:
-        kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.output.precision)
-        return nullcontext() if kind is None else torch.autocast(self.model.latents.shift.device.type, kind)
 
 
 def tiled(model: LatentDiffusion, tile: int) -> LatentDiffusion:
@@ -196,6 +215,7 @@ def run(job: Job) -> None:
                 bar.refresh()
         except Interrupted:
             pass
+        job.settle()
     if job.done < len(job.pending):
         job.finish()
         there, count = len(job.plan.requests) - len(job.pending) + job.done, len(job.plan.requests)

@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.devices import factor, send
 from ldm.interfaces import Denoise
 
 
 def mixture(one: Denoise, other: Denoise, weight: Tensor) -> Denoise:
     """D between those of two conditions; weight (B,) of the other."""
-    return lambda x, sigma: torch.lerp(one(x, sigma), other(x, sigma), weight.view(-1, *[1] * (x.ndim - 1)).to(x))
+    return lambda x, sigma: torch.lerp(one(x, sigma), other(x, sigma), factor(weight, x))
 
 
 def windows(make: Callable[[], Denoise], size: tuple[int, int], overlap: float = 0.5) -> Denoise:
@@ -24,7 +25,7 @@ def windows(make: Callable[[], Denoise], size: tuple[int, int], overlap: float =
     inside: dict[tuple[int, int], Denoise] = {}
 
     def joined(x: Tensor, sigma: Tensor) -> Tensor:
-        weight = torch.outer(_fading(min(size[0], x.shape[2])), _fading(min(size[1], x.shape[3]))).to(x)
+        weight = send(torch.outer(_fading(min(size[0], x.shape[2])), _fading(min(size[1], x.shape[3]))).to(x.dtype), x.device)
         total, count = torch.zeros_like(x), x.new_zeros(x.shape[2:])
         for top, left in window_starts(x.shape[2:], size, overlap):
             denoise = inside.setdefault((top, left), make())
@@ -54,7 +55,5 @@ def _fading(count: int) -> Tensor:
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """Spherical interpolation between two draws of noise of any shape: the result's length is between theirs."""
     angle = torch.acos((F.normalize(a.flatten(), dim=0) @ F.normalize(b.flatten(), dim=0)).clamp(-1, 1))
-    if angle < 1e-4:
-        return torch.lerp(a, b, weight)
     one, other = (torch.sin(share * angle) / torch.sin(angle) for share in (1 - weight, weight))
-    return one * a + other * b
+    return torch.where(angle < 1e-4, torch.lerp(a, b, weight), one * a + other * b)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm import model_folder
+from ldm.devices import factor, send
 from ldm.diffusion.objective import Uniform
 from ldm.draws import Draws
 from ldm.errors import UserError
@@ -51,20 +52,21 @@ class ClassifierStage(TrainingStage):
     def on_fit_start(self) -> None:
         self.cache_latents(self.model.latents)
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and accuracy, (K,) each, of the K images that have a class."""
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy, accuracy and whether the image has a class, (B,) each."""
         latents, schedule, label = self.model.latents, self.model.schedule, batch["label"]
         posterior = posterior_of(latents, batch)
         draws: Draws = batch["draws"]
         z0 = latents.to_latents(posterior, draws.normal(posterior.mode()))
-        sigma = schedule.sigma(self.times.sample(draws.uniform().to(z0.device), schedule))
+        sigma = schedule.sigma(self.times.sample(send(draws.uniform(), z0.device), schedule))
+        logits = self.model.logits(z0 + factor(sigma, z0) * draws.normal(z0), sigma)
         known = label >= 0
-        logits, label = self.model.logits(z0 + sigma.view(-1, 1, 1, 1).to(z0) * draws.normal(z0), sigma)[known], label[known]
-        return F.cross_entropy(logits, label, reduction="none"), (logits.argmax(1) == label).float()
+        return F.cross_entropy(logits, label.where(known, 0), reduction="none"), (logits.argmax(1) == label).float(), known.float()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.seed_step(batch_idx)
-        loss, accuracy = (each.sum() / max(1, len(each)) for each in self._loss(self.with_draws(batch, batch_idx)))
+        *figures, known = self._loss(self.with_draws(batch, batch_idx))
+        loss, accuracy = ((figure * known).sum() / known.sum().clamp(min=1) for figure in figures)
         self.log_dict({"train/loss": loss, "train/accuracy": accuracy}, prog_bar=True, batch_size=len(batch["id"]))
         return loss
 
@@ -72,9 +74,9 @@ class ClassifierStage(TrainingStage):
         """On held-out images, always with the same noise and steps."""
         if not batch["id"]:
             return
-        loss, accuracy = self._loss(self.with_draws(batch, batch_idx))
-        self.held_out_loss(loss)
-        self.held_out_accuracy(accuracy)
+        loss, accuracy, known = self._loss(self.with_draws(batch, batch_idx))
+        self.held_out_loss(loss[known > 0])
+        self.held_out_accuracy(accuracy[known > 0])
         found = {"val/loss": self.held_out_loss, "val/accuracy": self.held_out_accuracy}
         self.log_dict(found, prog_bar=True, on_epoch=True, batch_size=len(batch["id"]))
 

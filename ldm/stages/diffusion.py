@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldm import model_folder, registry
 from ldm.conditioning.values import condition_of
+from ldm.devices import send
 from ldm.diffusion.denoiser import Prediction
 from ldm.diffusion.guidance import CFG
 from ldm.diffusion.objective import Simple
@@ -203,7 +204,7 @@ class DiffusionStage(TrainingStage):
         noise, t = self.objective.draw(z0, model.denoiser.schedule, draws)
         cond: Cond = model.conditioner.encode(batch, model.latents.to_latents)
         if drop:
-            keep = (draws.uniform() >= drop).to(z0.device)
+            keep = send(draws.uniform() >= drop, z0.device)
             cond = cond.where(keep, model.conditioner.null(batch))
         loss = self.objective.loss(model.denoiser, z0, noise, t, cond, self._teacher(batch))
         return loss, t / len(model.denoiser.schedule.sigmas)
@@ -241,7 +242,7 @@ class DiffusionStage(TrainingStage):
         conditioner, classes = self.model.conditioner, self.data.classes
         frames = self.model.denoiser.network.frames
         if conditioner.image is not None:
-            return {"samples": side_by_side(torch.cat(self.restored(batch, 8)), frames)}
+            return {"samples": side_by_side(torch.cat(self.restored(batch, 8)), frames)} if self.trainer.is_global_zero else {}
         if set(conditioner.inputs) == {"class"}:
             conditions: list[Condition] = [{"class": name} for name in classes]
         else:
@@ -249,13 +250,18 @@ class DiffusionStage(TrainingStage):
             labels = [classes[i] if i >= 0 else None for i in batch["label"].tolist()] if "label" in batch else [None] * count
             numbers = batch.get("numbers", [{}] * count)
             conditions = [condition_of(conditioner, *known) for known in zip(labels, batch["text"], numbers, strict=True)]
+        conditions = self.trainer.strategy.broadcast(conditions)
         count, chunk_size = max(2, 16 // frames), max(1, CHUNK_SIZE // frames)
         requests = [SampleRequest(i, SeedNoise(0, i), conditions[i * len(conditions) // count]) for i in range(count)]
         self.captions["samples"] = [f"seed {request.noise.index}{_named(request.condition)}" for request in requests]  # type: ignore[arg-type, union-attr]
         denoised = list[Tensor]()
+        share = -(-count // self.trainer.world_size)  # that this rank makes
+        mine = (requests[self.global_rank * share :] + requests[-1:] * share)[:share]
         chosen = (self.sampling, classes, chunk_size)
-        pictures = generate(self.model, requests, *chosen, on_denoised=lambda z0: denoised.append(z0[:1]))
-        first = denoised[: len(denoised) // -(-count // chunk_size)]  # of the first chunk
+        pictures = generate(self.model, mine, *chosen, on_denoised=lambda z0: denoised.append(z0[:1]))
+        if self.trainer.world_size > 1:
+            pictures = torch.as_tensor(self.all_gather(pictures)).flatten(0, 1)[:count]
+        first = denoised[: len(denoised) // -(-share // chunk_size)]  # of the first chunk
         shown = torch.cat([first[i * (len(first) - 1) // (TRAJECTORY - 1)] for i in range(TRAJECTORY)])
         steps = self.model.latents.to_images(shown).clamp(-1, 1)
         return {"samples": side_by_side(pictures, frames), "trajectory": side_by_side(steps, frames)}

@@ -1,18 +1,22 @@
 """What the training stages share."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from ldm import model_folder
+from ldm.devices import full
 from ldm.draws import Draws
 from ldm.errors import UserError
-from ldm.interfaces import Autoencoder, Batch, ConditioningImage, Posterior, TrainingData
+from ldm.interfaces import Autoencoder, Batch, Conditioner, Posterior, TrainingData
 from ldm.latents.space import LatentSpace
 from ldm.ranges import to_float
 from ldm.stages.plain import PlainData, as_batch
@@ -28,6 +32,11 @@ class TrainingStage(L.LightningModule):
     inherited: tuple[Sequence[str], dict[str, Tensor]] | None = None  # classes and their tables of what it starts from
     settings: Mapping[str, Any] = {}
     _plain: tuple[PlainData] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn = dict[tuple[int, ...], Draws]()  # of the last batch, by the shape of its images
+        self._thread: ThreadPoolExecutor | None = None
 
     @property
     def data(self) -> TrainingData:
@@ -54,28 +63,36 @@ class TrainingStage(L.LightningModule):
 
     def draws(self, batch: Batch, batch_idx: int) -> Draws:
         """What is random about each sample: of a training image of its place in the training, of a held-out one of its position."""
+        if "draws" in batch:
+            begun: Draws = batch["draws"]
+            return begun
         if "place" in batch:
-            return Draws(
-                [(self.seed << 64) | (draw or place) for draw, place in zip(batch["draw"], batch["place"], strict=True)], batch["place"]
-            )
+            return Draws(seeds_of(batch, self.seed), batch["place"])
         first = hash((self.current_epoch * self.training, self.global_rank, batch_idx)) % 2**40 << 20  # of a plain loader
         return Draws([(self.seed << 64) | (first + i) for i in range(len(batch["id"]))])
+
+    def _begin_draws(self, batch: Batch) -> None:
+        """Random numbers of the next batch, for a GPU: made in a thread while it works on this one.  They are as many, in the same order,
+        as those of the last batch of such images."""
+        shape = tuple(batch["moments" if "moments" in batch else "image"].shape[1:])
+        before = self._drawn.get(shape)
+        self._drawn[shape] = batch["draws"] = Draws(seeds_of(batch, self.seed), batch["place"])
+        if before is not None and before.asked:
+            self._thread = self._thread or ThreadPoolExecutor(1)
+            batch["draws"].begin(before.asked, self._thread)
 
     def seed_step(self, batch_idx: int) -> None:
         """Dropout inside of networks depends on (seed, rank, epoch, batch) alone, so a resumed run repeats none and skips none."""
         torch.manual_seed(hash((self.seed, self.global_rank, self.current_epoch, batch_idx)) % 2**32)
 
     def with_draws(self, batch: Batch, batch_idx: int) -> Batch:
-        """A batch with `draws`, and with what is left of its images where a conditioner takes them."""
+        """A batch with `draws`, and with what its conditioner prepares, where the loader has not done that."""
         draws = self.draws(batch, batch_idx)
         batch = {**batch, "draws": draws}
         conditioner = getattr(self.model, "conditioner", None)
-        if conditioner is None or conditioner.image is None:
+        if conditioner is None or "place" in batch:
             return batch
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            left = [conditioner.degrade(_sample(batch, i, seed)) for i, seed in enumerate(draws.seeds)]
-        masks = [one.mask for one in left if one.mask is not None]
-        return {**batch, "conditioning_image": ConditioningImage(torch.cat([one.x for one in left]), torch.cat(masks) if masks else None)}
+        return {**batch, **move_data_to_device(conditioner.prepare(batch, draws.seeds), self.device)}
 
     @staticmethod
     def mean() -> MeanMetric:
@@ -130,6 +147,9 @@ class TrainingStage(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Rows of the model that training starts from belong to the classes of that name."""
         self.check(self.data)
+        self.data.begin = self._begin_draws if self.trainer.strategy.root_device.type == "cuda" else None
+        if (conditioner := getattr(self.model, "conditioner", None)) is not None:
+            self.data.prepare = partial(prepared, conditioner, self.seed)
         if self.inherited is not None:
             old, found = self.inherited
             if list(old) != self.data.classes:
@@ -225,10 +245,14 @@ def missing_of(found: Mapping[str, Any], *names: str) -> list[str]:
     return [name for name in names if name not in found]
 
 
-def _sample(batch: Batch, index: int, seed: int) -> Batch:
-    """One sample's image and map, with torch's random numbers of that sample."""
-    torch.manual_seed(seed % 2**63)
-    return {name: batch[name][index : index + 1] for name in ("image", "map") if name in batch}
+def seeds_of(batch: Batch, seed: int) -> list[int]:
+    """Of each sample of a batch of a data module."""
+    return [(seed << 64) | (draw or place) for draw, place in zip(batch["draw"], batch["place"], strict=True)]
+
+
+def prepared(conditioner: Conditioner, seed: int, batch: Batch) -> Batch:
+    """What a conditioner prepares of a batch of a data module."""
+    return conditioner.prepare(batch, seeds_of(batch, seed))
 
 
 def require_classes(data: TrainingData, part: str, wanted: int) -> None:
@@ -258,8 +282,7 @@ def posterior_of(latents: LatentSpace, batch: Batch) -> Posterior:
     """Of a batch of images, or of moments from a cache."""
     if "moments" in batch:
         return latents.autoencoder.posterior(batch["moments"])
-    with torch.no_grad():
-        return latents.autoencoder.encode(to_float(batch["image"]))
+    return latents.autoencoder.posterior(full(latents.moments(to_float(batch["image"]))))
 
 
 def first_stage_of(path: str) -> Autoencoder:
