@@ -22,10 +22,12 @@ from ldm.autoencoder.bottleneck import KL
 from ldm.autoencoder.conv import ConvAutoencoder
 from ldm.callbacks.compile import Compile
 from ldm.callbacks.finite import SkipNonFinite
+from ldm.data.module import Loader
 from ldm.draws import Draws
 from ldm.interfaces import AutoencoderLoss, Batch, Discriminator, TrainingData
 from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.optim import AdamW, Part, configure
+from ldm.stages.training import seeds_of
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
@@ -410,3 +412,19 @@ def test_validations_run_as_they_are_written() -> None:
     assert [part._compiled_call_impl for part in callback.parts] == [None, None]
     callback.on_validation_end(trainer, module)  # type: ignore[arg-type]
     assert [part._compiled_call_impl for part in callback.parts] == compiled
+
+
+def test_random_numbers_of_the_next_batch_are_begun_while_this_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)  # there is no GPU
+    stage = AutoencoderStage(ConvAutoencoder(KL(2), channels=8, multipliers=(1,)))
+    batches: list[Batch] = [
+        {"image": torch.zeros(2, 3, 8, 8), "draw": [5 * i + 1, 5 * i + 2], "place": [2 * i, 2 * i + 1]} for i in range(5)
+    ]
+    loader = Loader(batches, batch_size=None)  # type: ignore[arg-type]
+    loader.begin, begun = stage._begin_draws, list[int]()
+    for batch in loader:
+        draws = stage.draws(batch, 0)
+        begun.append(len(draws._made))
+        assert torch.equal(draws.normal(torch.empty(2, 3)), Draws(seeds_of(batch, 0)).normal(torch.empty(2, 3)))
+        draws.uniform()
+    assert begun == [0, 0, 2, 2, 2], "of the first two nobody knows yet what they will be asked for"

@@ -1,5 +1,6 @@
 """What the training stages share."""
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -35,7 +36,7 @@ class TrainingStage(L.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self._drawn = dict[tuple[int, ...], Draws]()  # of the last batch, by the shape of its images
+        self._drawn = dict[tuple[int, ...], deque[Draws]]()  # of the last batches, by the shape of their images
         self._thread: ThreadPoolExecutor | None = None
 
     @property
@@ -73,13 +74,14 @@ class TrainingStage(L.LightningModule):
 
     def _begin_draws(self, batch: Batch) -> None:
         """Random numbers of the next batch, for a GPU: made in a thread while it works on this one.  They are as many, in the same order,
-        as those of the last batch of such images."""
+        as those of the last batch of such images that was used: not of this one, which has still to be."""
         shape = tuple(batch["moments" if "moments" in batch else "image"].shape[1:])
-        before = self._drawn.get(shape)
-        self._drawn[shape] = batch["draws"] = Draws(seeds_of(batch, self.seed), batch["place"])
-        if before is not None and before.asked:
+        drawn = self._drawn.setdefault(shape, deque(maxlen=2))
+        draws = batch["draws"] = Draws(seeds_of(batch, self.seed), batch["place"])
+        if (asked := next((before.asked for before in drawn if before.asked), None)) is not None:
             self._thread = self._thread or ThreadPoolExecutor(1)
-            batch["draws"].begin(before.asked, self._thread)
+            draws.begin(asked, self._thread)
+        drawn.append(draws)
 
     def seed_step(self, batch_idx: int) -> None:
         """Dropout inside of networks depends on (seed, rank, epoch, batch) alone, so a resumed run repeats none and skips none."""
