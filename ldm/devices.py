@@ -37,13 +37,17 @@ def each(value: Tensor, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     return send(value.to(dtype), x.device).expand(len(x))
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def readers(device: torch.device, ranks: int = 1) -> int:
     """How many processes should read images for a device: none for a CPU, whose cores are at work already; for each of a machine's GPUs
     its share of the cores, at most MOST_READERS."""
     if device.type != "cuda":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_READERS, cores // ranks))
+    return max(1, min(MOST_READERS, cores() // ranks))
 
 
 def computing(device: torch.device, precision: str) -> AbstractContextManager[Any]:

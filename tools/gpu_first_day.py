@@ -19,11 +19,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from benchmark_recompute import kept
 from presets import CARDS, PER_PARAMETER, PRESETS, USED, Loss, cost, preset
 from torch import Tensor, nn
 
@@ -31,7 +34,7 @@ import ldm
 from ldm.autoencoder.bottleneck import KL
 from ldm.autoencoder.conv import ConvAutoencoder
 from ldm.callbacks.tracking import PEAKS
-from ldm.devices import computing
+from ldm.devices import computing, sampling_precision
 from ldm.interfaces import Cond
 from ldm.nn.blocks import NormActConv
 from ldm.nn.unet import UNet
@@ -116,17 +119,6 @@ def training_step(module: nn.Module, loss: Loss, device: torch.device) -> Callab
     return step
 
 
-class Kept:
-    """While it is entered, NormActConv keeps everything for backward instead of doing norm and activation again."""
-
-    def __enter__(self) -> None:
-        self.forward = NormActConv.forward
-        NormActConv.forward = lambda layer, x, scale=None, shift=None: layer.conv(layer.activated(x, scale, shift))  # type: ignore[method-assign]
-
-    def __exit__(self, *_: object) -> None:
-        NormActConv.forward = self.forward  # type: ignore[method-assign]
-
-
 def tiny(latents: Any, batch: int) -> tuple[nn.Module, Loss]:
     """Toys in the place of presets."""
     if latents is None:
@@ -162,10 +154,7 @@ def speeds(device: torch.device, config: str, small: bool, compiles: bool, least
                 module.compile()
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            if options.get("kept"):
-                with Kept():
-                    took = seconds(training_step(module, loss, device), device, least)
-            else:
+            with patch.object(NormActConv, "forward", kept) if options.get("kept") else nullcontext():
                 took = seconds(training_step(module, loss, device), device, least)
         except torch.OutOfMemoryError:
             results[name] = {"error": "out of memory"}
@@ -183,7 +172,7 @@ def rates(device: torch.device, least: float) -> dict[str, float]:
     model, results = ldm.load("emoji", str(device)), {}
     count = 64 if device.type == "cuda" else 4
     x, z = torch.zeros(count, 3, 64, 64, device=device), torch.zeros(count, 4, 16, 16, device=device)
-    with torch.no_grad(), computing(device, "bf16-mixed" if device.type == "cuda" else "32-true"):
+    with torch.no_grad(), computing(device, sampling_precision(device)):
         results["encode"] = count / seconds(lambda: model.network.latents.moments(x), device, least)
         results["decode"] = count / seconds(lambda: model.network.latents.to_images(z), device, least)
     label = model.classes[0]

@@ -71,11 +71,7 @@ def settings(config: str) -> dict[str, Any]:
 
 def over(below: Any, above: Any) -> Any:
     """`above` over `below`; another class takes no arguments over."""
-    if (
-        not isinstance(below, dict)
-        or not isinstance(above, dict)
-        or above.get("class_path", below.get("class_path")) != below.get("class_path")
-    ):
+    if not (isinstance(below, dict) and isinstance(above, dict)) or above.get("class_path") not in (None, below.get("class_path")):
         return above
     return {**below, **{key: over(below.get(key), value) for key, value in above.items()}}
 

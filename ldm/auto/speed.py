@@ -11,6 +11,7 @@ from ldm.auto.plan import FIRST_BATCH, LATENT_CHANNELS, SECOND_BATCH, Machine, S
 from ldm.autoencoder.bottleneck import KL
 from ldm.autoencoder.conv import ConvAutoencoder
 from ldm.autoencoder.perceptual import Lite0
+from ldm.devices import cores
 from ldm.interfaces import Cond
 from ldm.nn.pretrained import has_lite0
 from ldm.nn.unet import UNet
@@ -21,12 +22,11 @@ OVERHEAD = 0.004  # seconds of a step in which the trainer, the loader and the a
 
 def machine() -> Machine:
     """This one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     perceptual = has_lite0()
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
-        return Machine("cuda", torch.cuda.device_count(), cores, memory, perceptual)
-    return Machine("cpu", 1, cores, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), perceptual)
+        return Machine("cuda", torch.cuda.device_count(), cores(), memory, perceptual)
+    return Machine("cpu", 1, cores(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), perceptual)
 
 
 def measure(where: Machine, shape: Shape, least: float = LEAST_SECONDS) -> Speed:

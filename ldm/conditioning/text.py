@@ -148,6 +148,7 @@ class Store:
     def __init__(self, path: Path, width: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.width, self._opened = path, width, dict[int, sqlite3.Connection]()  # by process: a fork must not use its parent's
+        self._read = lru_cache(KEPT)(self._from_file)
         self.table.execute("PRAGMA journal_mode=WAL")
         self.table.execute("CREATE TABLE IF NOT EXISTS texts (text TEXT PRIMARY KEY, states BLOB)")
 
@@ -161,8 +162,17 @@ class Store:
         return self._opened[os.getpid()]
 
     def get(self, text: str) -> Tensor | None:
+        try:
+            return self._read(text)
+        except KeyError:
+            return None
+
+    def _from_file(self, text: str) -> Tensor:
+        """KeyError where it is not there, which is not remembered."""
         found = self.table.execute("SELECT states FROM texts WHERE text = ?", (text,)).fetchone()
-        return None if found is None else torch.frombuffer(bytearray(found[0]), dtype=torch.float16).view(-1, self.width)
+        if found is None:
+            raise KeyError(text)
+        return torch.frombuffer(bytearray(found[0]), dtype=torch.float16).view(-1, self.width)
 
     def put(self, text: str, states: Tensor) -> None:
         self.table.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (text, states.numpy().tobytes()))

@@ -180,6 +180,8 @@ class AutoencoderStage(TrainingStage):
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Images above their reconstructions, each (2N,3,H,W) in [-1,1]."""
+        if not batch["id"]:
+            return {}
         x = to_float(batch["image"])[:8]
         return {"reconstructions": torch.cat([x, self.reconstruct(x)])}
 

@@ -61,7 +61,7 @@ class ClassifierStage(TrainingStage):
         sigma = schedule.sigma(self.times.sample(send(draws.uniform(), z0.device), schedule))
         logits = self.model.logits(z0 + factor(sigma, z0) * draws.normal(z0), sigma)
         known = label >= 0
-        return F.cross_entropy(logits, label.where(known, 0), reduction="none"), (logits.argmax(1) == label).float(), known.float()
+        return F.cross_entropy(logits, label.where(known, 0), reduction="none"), (logits.argmax(1) == label).float(), known
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.seed_step(batch_idx)
@@ -75,8 +75,8 @@ class ClassifierStage(TrainingStage):
         if not batch["id"]:
             return
         loss, accuracy, known = self._loss(self.with_draws(batch, batch_idx))
-        self.held_out_loss(loss[known > 0])
-        self.held_out_accuracy(accuracy[known > 0])
+        self.held_out_loss(loss[known])
+        self.held_out_accuracy(accuracy[known])
         found = {"val/loss": self.held_out_loss, "val/accuracy": self.held_out_accuracy}
         self.log_dict(found, prog_bar=True, on_epoch=True, batch_size=len(batch["id"]))
 

@@ -243,14 +243,8 @@ class DiffusionStage(TrainingStage):
         frames = self.model.denoiser.network.frames
         if conditioner.image is not None:
             return {"samples": side_by_side(torch.cat(self.restored(batch, 8)), frames)} if self.trainer.is_global_zero else {}
-        if set(conditioner.inputs) == {"class"}:
-            conditions: list[Condition] = [{"class": name} for name in classes]
-        else:
-            count = len(batch["id"])
-            labels = [classes[i] if i >= 0 else None for i in batch["label"].tolist()] if "label" in batch else [None] * count
-            numbers = batch.get("numbers", [{}] * count)
-            conditions = [condition_of(conditioner, *known) for known in zip(labels, batch["text"], numbers, strict=True)]
-        conditions = self.trainer.strategy.broadcast(conditions)
+        # the first rank's, as the held-out images of the others are other ones, or none
+        conditions = self.trainer.strategy.broadcast(self._conditions(batch) if self.trainer.is_global_zero else [])
         count, chunk_size = max(2, 16 // frames), max(1, CHUNK_SIZE // frames)
         requests = [SampleRequest(i, SeedNoise(0, i), conditions[i * len(conditions) // count]) for i in range(count)]
         self.captions["samples"] = [f"seed {request.noise.index}{_named(request.condition)}" for request in requests]  # type: ignore[arg-type, union-attr]
@@ -265,6 +259,15 @@ class DiffusionStage(TrainingStage):
         shown = torch.cat([first[i * (len(first) - 1) // (TRAJECTORY - 1)] for i in range(TRAJECTORY)])
         steps = self.model.latents.to_images(shown).clamp(-1, 1)
         return {"samples": side_by_side(pictures, frames), "trajectory": side_by_side(steps, frames)}
+
+    def _conditions(self, batch: Batch) -> list[Condition]:
+        """Every class, or what the held-out images of a batch show."""
+        conditioner, classes, count = self.model.conditioner, self.data.classes, len(batch["id"])
+        if set(conditioner.inputs) == {"class"}:
+            return [{"class": name} for name in classes]
+        labels = [classes[i] if i >= 0 else None for i in batch["label"].tolist()] if "label" in batch else [None] * count
+        numbers = batch.get("numbers", [{}] * count)
+        return [condition_of(conditioner, *known) for known in zip(labels, batch["text"], numbers, strict=True)]
 
     def restored(self, batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of a model that works on images: what it is shown of the first `count`, what it makes of that, what they are, (count,3,H,W)."""

@@ -52,13 +52,13 @@ def objective(name: str, **arguments: Any) -> list[str]:
     return ["--model.objective", json.dumps({"class_path": name, "init_args": inner})]
 
 
-def weights(folder: Path) -> dict[str, str]:
-    """Random ones of the networks that cannot be had here, as files."""
+def random_lpips(folder: Path) -> str:
+    """LPIPS with random weights, as those of its networks cannot be had here."""
     from torchvision.models import squeezenet1_1
 
     with torch.random.fork_rng(devices=[]):
         torch.save(squeezenet1_1(weights=None).state_dict(), folder / "squeeze.pth")
-    return {"squeeze": str(folder / "squeeze.pth")}
+    return json.dumps([{"class_path": "LPIPS", "init_args": {"net": "squeeze", "weights": str(folder / "squeeze.pth")}}])
 
 
 def adversary(**arguments: Any) -> list[str]:
@@ -68,7 +68,7 @@ def adversary(**arguments: Any) -> list[str]:
 
 
 def first_stage(folder: Path, files: dict[str, str], place: str) -> dict[str, list[str]]:
-    lpips = [{"class_path": "LPIPS", "init_args": {"net": "squeeze", "weights": weights(folder)["squeeze"]}}]
+    lpips = ["--model.losses", random_lpips(folder)]
     vq = ["--model.autoencoder.bottleneck", '{"class_path": "VQ", "init_args": {"channels": 3, "num_codes": 64}}']
     fsq = ["--model.autoencoder.bottleneck", '{"class_path": "FSQ", "init_args": {"levels": [8, 5]}}']
     fit = [*FIT, *FIRST, *SHORT, "--run"]
@@ -76,21 +76,13 @@ def first_stage(folder: Path, files: dict[str, str], place: str) -> dict[str, li
     test = ["test", *(part for part in fit[1:] if part != "--overwrite")]
     return {
         "KL": [*fit, place],
+        "ldm test": [*test, place, "--model.metrics", json.dumps(metrics), "--ckpt_path=last"],
         "KL at 16-mixed": [*fit, place, HALF],
         "Lite0 and PatchGAN": [*fit, place, "--model.losses", '[{"class_path": "Lite0"}]', *adversary()],
-        "LPIPS, PatchGAN, learned variance": [
-            *fit,
-            place,
-            "--model.losses",
-            json.dumps(lpips),
-            *adversary(),
-            "--model.learn_variance=true",
-        ],
+        "LPIPS, PatchGAN, learned variance": [*fit, place, *lpips, *adversary(), "--model.learn_variance=true"],
         "R1 at 16-mixed": [*fit, place, *adversary(gradient_penalty=10.0, adaptive=False), HALF],
         "VQ and PatchGAN": [*fit, f"{place}/vq", *vq, *adversary(alone=2)],
         "FSQ": [*fit, f"{place}/fsq", *fsq],
-        "KL again": [*fit, place],
-        "ldm test": [*test, place, "--model.metrics", json.dumps(metrics), "--ckpt_path=last"],
     }
 
 
@@ -108,6 +100,9 @@ def objectives(folder: Path, files: dict[str, str], place: str) -> dict[str, lis
     return {
         "first stage": [*FIT, *FIRST, *SHORT, "--run", place],
         "Simple": whole,
+        "ProgressiveDistillation": [
+            *fit[:-1], f"{place}/student", f"--model.first_stage={place}/autoencoder/model", "--model.objective", teacher,
+        ],
         "Simple at 16-mixed": [*fit, HALF],
         "resumed": [*fit[:1], *(part for part in fit[1:] if part != "--overwrite"), "--trainer.max_steps=10", "--ckpt_path=last"],
         "no cache": [*fit, "--data.cache=null"],
@@ -124,10 +119,6 @@ def objectives(folder: Path, files: dict[str, str], place: str) -> dict[str, lis
         "LearnedUncertainty": [*fit, *objective("LearnedUncertainty")],
         "Importance": [*fit, *objective("Importance", bins=4, memory=1)],
         "LearnedVariance": [*whole, "-c", "objective/learned-variance.yaml"],
-        "a teacher": [*fit],
-        "ProgressiveDistillation": [
-            *fit[:-1], f"{place}/student", f"--model.first_stage={place}/autoencoder/model", "--model.objective", teacher,
-        ],
         "DiT": [*fit, "--model.network", json.dumps({"class_path": "DiT", "init_args": {"dim": 32, "depth": 2, "heads": 2, "patch": 2}})],
         "PowerEMA": [*fit, "-c", "trainer/power-ema.yaml"],
     }  # fmt: skip
@@ -151,21 +142,8 @@ def conditioners(folder: Path, files: dict[str, str], place: str) -> dict[str, l
 
 def sampling(folder: Path, files: dict[str, str], place: str) -> dict[str, list[str]]:
     emoji = ["sample", "emoji", "--steps=3", "--n=2", "--overwrite", "--device=cuda", "--out", str(folder / "pictures")]
-    samplers = [
-        "Ancestral",
-        "DDIM",
-        "DDPM",
-        "LCM",
-        "Euler",
-        "Heun",
-        "DPMSolverPP2S",
-        "DPMSolverPP2M",
-        "DPMSolverPP3M",
-        "UniPC",
-        "LMS",
-        "DEIS",
-    ]
-    samplers += ["PLMS", "RePaint"]
+    samplers = ["Ancestral", "DDIM", "DDPM", "LCM", "Euler", "Heun", "DPMSolverPP2S", "DPMSolverPP2M", "DPMSolverPP3M"]
+    samplers += ["UniPC", "LMS", "DEIS", "PLMS", "RePaint"]
     names = ("class", "image", "inpaint", "outpaint", "edit", "denoise", "style", "to-image", "to-seed", "to-class", "upscale", "deblur")
     names += ("colourise", "wide", "negative", "tiles")
     picked = {name: kinds(place, files)[name] for name in names}
