@@ -10,8 +10,11 @@ import pytest
 import wandb
 import yaml
 from conftest import stage1, stage2
+from toys import autoencoder
 from wandb.proto.wandb_internal_pb2 import Record
 
+from ldm import model_folder
+from ldm.callbacks.tracking import as_artifact
 from ldm.cli import main
 
 BLOCK, HEADER = 32768, 7  # bytes of LevelDB's log format, in which W&B keeps a run: github.com/google/leveldb/blob/main/doc/log_format.md
@@ -119,7 +122,7 @@ def test_validations_have_numbers_and_pictures_with_captions(runs: tuple[Run, Ru
 
 
 def test_the_model_is_an_artifact_that_names_what_it_is_made_of(runs: tuple[Run, Run]) -> None:
-    (first, *_), (second, *_) = (run.artifacts[::-1] for run in runs)
+    first, second = (next(one for one in run.artifacts[::-1] if not one.use_after_commit) for run in runs)
     assert (first.type, second.type) == ("model", "model")
     assert (first.name, second.name) == ("mine-autoencoder", "mine-diffusion")
     one, other = json.loads(first.metadata), json.loads(second.metadata)
@@ -127,6 +130,23 @@ def test_the_model_is_an_artifact_that_names_what_it_is_made_of(runs: tuple[Run,
     assert one["model_fingerprint"] == other["first_stage_fingerprint"], "stage 2 names its first stage"
     assert one["data_fingerprint"] == other["data_fingerprint"]
     assert {file.path for file in second.manifest.contents} == {"config.yaml", "model.safetensors"}
+
+
+def test_lineage_goes_from_the_data_over_stage_1_to_stage_2(runs: tuple[Run, Run]) -> None:
+    used = [[one for one in run.artifacts if one.use_after_commit] for run in runs]
+    made = [next(one for one in run.artifacts[::-1] if not one.use_after_commit) for run in runs]
+    assert [[one.type for one in stage] for stage in used] == [["dataset", "dataset"], ["dataset", "model"]], "stage 1 was started twice"
+    data, again, same = (one for stage in used for one in stage if one.type == "dataset")
+    assert (data.name, data.digest) == (again.name, again.digest) == (same.name, same.digest)
+    (first_stage,) = (one for one in used[1] if one.type == "model")
+    assert (first_stage.name, first_stage.digest) == (made[0].name, made[0].digest), "stage 2 uses what stage 1 made"
+
+
+def test_names_of_artifacts_are_those_that_wandb_allows(tmp_path: Path) -> None:
+    folder = tmp_path / "my run é" / "autoencoder" / "model"
+    model_folder.save(autoencoder(), folder, {})
+    assert as_artifact(folder, {}).name == "my_run__-autoencoder"
+    assert as_artifact(model_folder.find("emoji"), {}).name == "emoji"
 
 
 def test_a_trial_of_a_sweep_has_a_folder_of_its_own(

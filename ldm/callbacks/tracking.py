@@ -1,9 +1,13 @@
 """What every logger gets of a run: its configuration and origin, and how it trains."""
 
+import json
+import re
 import resource
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +35,7 @@ class Tracking(L.Callback):
     """Configuration, git state, versions and hashes to all loggers at the start, and every log_every_n_steps: learning rates, images per
     second, the share of time that training waits for data, memory, model FLOP utilisation, the average's decay.
 
-    W&B gets the model folder as an artifact at the end, which names the first stage and the data that it comes from.  List it after EMA.
+    W&B gets the model folder as an artifact at the end, whose lineage are the data and the models that it is made from.  List it after EMA.
     model: the folder that ModelFolder writes.
     """
 
@@ -65,6 +69,7 @@ class Tracking(L.Callback):
         if trainer.is_global_zero:
             self._made_of = made_of(trainer, pl_module)  # hashing the data and the first stage takes a while
             self._log(trainer, {"made_of": self._made_of})
+            self._lineage(trainer, pl_module)
         self._since = self._ended = time.monotonic()
 
     @staticmethod
@@ -118,18 +123,50 @@ class Tracking(L.Callback):
         """ModelFolder has written by now."""
         if not trainer.is_global_zero or self.model is None or not (Path(self.model) / model_folder.CONFIG).is_file():
             return
+        facts = {"steps": trainer.global_step, **(self._made_of or made_of(trainer, pl_module))}
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                self._artifact(logger, trainer, pl_module)
+                logger.experiment.log_artifact(as_artifact(Path(self.model), facts))
 
-    def _artifact(self, logger: WandbLogger, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        facts = {"steps": trainer.global_step, **(self._made_of or made_of(trainer, pl_module))}
-        if isinstance(stored := model_folder.load(str(self.model)).model, Autoencoder):  # what stage 2 will call its first stage
-            facts["model_fingerprint"] = model_folder.fingerprint(stored)
-        name = "-".join(Path(str(self.model)).resolve().parts[-3:-1])
-        artifact = wandb.Artifact(name, "model", metadata=facts)
-        artifact.add_dir(str(self.model))
-        logger.experiment.log_artifact(artifact)
+    def _lineage(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What this run is made from becomes its input in W&B: the data, by their fingerprint, and the models of made_from.
+
+        An artifact of the same files is there once, so that the model which stage 1 logged is the one that stage 2 uses.  run.use_artifact
+        would wait for the server and refuses offline; what it calls does neither.
+        """
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                try:
+                    for used in inputs(self._made_of, getattr(pl_module, "made_from", ())):
+                        logger.experiment._log_artifact(used, is_user_created=True, use_after_commit=True)
+                except Exception as error:  # of W&B, which does not decide whether a training runs
+                    warnings.warn(f"W&B does not record what this run is made from ({' '.join(str(error).split())[:160]})", stacklevel=2)
+
+
+def as_artifact(folder: Path, facts: dict[str, Any]) -> wandb.Artifact:
+    """A model folder, or a checkpoint, under the name of its run and stage, such as `mine-autoencoder`."""
+    stored = model_folder.load(folder).model
+    if isinstance(stored, Autoencoder):  # what stage 2 will call its first stage
+        facts = {**facts, "model_fingerprint": model_folder.fingerprint(stored)}
+    parts = folder.resolve().parts
+    name = "-".join(parts[-3:-1] if folder.name == "model" else parts[-1:])
+    artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9_.-]", "_", name)[-128:], "model", metadata=facts)  # what W&B allows as a name
+    if folder.is_dir():
+        artifact.add_dir(str(folder))
+    else:
+        artifact.add_reference(folder.resolve().as_uri())  # a checkpoint is not copied to W&B
+    return artifact
+
+
+def inputs(made_of: dict[str, Any], models: Sequence[str]) -> Iterator[wandb.Artifact]:
+    """Data and models that a run is made from."""
+    if "data_fingerprint" in made_of:
+        data = wandb.Artifact(f"data-{made_of['data_fingerprint'][:12]}", "dataset", metadata={"data": made_of["data"]})
+        with data.new_file("data.json") as file:  # what the data hold, not the data
+            json.dump({name: made_of[name] for name in ("data", "data_fingerprint")}, file)
+        yield data
+    for path in models:
+        yield as_artifact(model_folder.find(path), {})
 
 
 def origin(trainer: L.Trainer) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class AutoencoderStage(TrainingStage):
             raise UserError(f"the network {flattered[0]} is in a loss and in a distance of metrics, which it would flatter: choose another")
         if init is not None:
             model_folder.load_weights(autoencoder, first_stage_of(init).state_dict(), init)
+            self.made_from = [init]
         for parameter in parameters_of(autoencoder, freeze, "freeze"):
             parameter.requires_grad_(False)
         if adversary is not None and not autoencoder.last_layer.requires_grad:

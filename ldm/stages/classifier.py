@@ -34,7 +34,7 @@ class ClassifierStage(TrainingStage):
         data: TrainingData | None = None,
     ) -> None:
         super().__init__()
-        found = model_folder.load(diffusion).model
+        found, self.made_from = model_folder.load(diffusion).model, [diffusion]
         if not isinstance(found, LatentDiffusion):
             raise UserError(f"diffusion is {diffusion!r}, which holds a {type(found).__name__}: give a model of stage 2 (DiffusionStage)")
         autoencoder, num_classes = found.latents.autoencoder, facts(data).get("num_classes")

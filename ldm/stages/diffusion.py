@@ -81,8 +81,12 @@ class DiffusionStage(TrainingStage):
         if (first_stage := first_stage or init) is None:
             raise UserError("first_stage is missing: give a model folder of stage 1, or init")
         image_channels = None if data is None else data.channels // data.frames
+        models = [init, None if objective is None else objective.teacher]
         if isinstance(first_stage, str):  # the name of a part, or the path of a model
-            first_stage = registry.parts(Autoencoder, ("autoencoder",)).get(first_stage) or first_stage_of(first_stage)  # type: ignore[type-abstract]
+            part = registry.parts(Autoencoder, ("autoencoder",)).get(first_stage)  # type: ignore[type-abstract]
+            models.insert(0, first_stage if part is None else None)
+            first_stage = part or first_stage_of(first_stage)
+        self.made_from = list(dict.fromkeys(model for model in models if model is not None))
         autoencoder = built(first_stage, image_channels=image_channels)
         parts = parts_of_stage_2(autoencoder, network, conditioner, data)
         self.model = LatentDiffusion(*parts, schedule or LDMSchedule(), prediction)

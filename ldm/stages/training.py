@@ -32,6 +32,7 @@ class TrainingStage(L.LightningModule):
     seed: int
     inherited: tuple[Sequence[str], dict[str, Tensor]] | None = None  # classes and their tables of what it starts from
     settings: Mapping[str, Any] = {}
+    made_from: Sequence[str] = ()  # paths of the models that it begins with or learns from: the first stage, init, a teacher
     _plain: tuple[PlainData] | None = None
 
     def __init__(self) -> None:
