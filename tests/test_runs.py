@@ -1,6 +1,7 @@
 """fit, encode, validate, ema end to end at toy size: what they write, that they are exact, that they resume."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -20,6 +21,8 @@ from PIL import Image
 
 from ldm import model_folder
 from ldm.cli import main
+from ldm.interfaces import Batch
+from ldm.stages.autoencoder import AutoencoderStage
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -203,6 +206,33 @@ def test_a_signal_saves_a_checkpoint_that_resumes(
     assert f"stopped at step {step}" in errors
     assert main(stage1(tmp_path, "--ckpt_path=auto", steps=step + 2)) == 0
     assert torch.load(last, weights_only=True)["global_step"] == step + 2
+
+
+def test_the_last_validation_is_made_up_for_where_a_signal_stopped_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(stage1(tmp_path / "whole", steps=2)) == 0
+    one, run = stage1(tmp_path / "one", "--ckpt_path=auto", steps=2), tmp_path / "one" / "autoencoder"
+    step = AutoencoderStage.validation_step
+
+    def stopped(stage: AutoencoderStage, batch: Batch, batch_idx: int) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        step(stage, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoencoderStage, "validation_step", stopped)
+        assert main(one) == 128 + signal.SIGTERM
+    assert not (run / "checkpoints" / "best.ckpt").is_file()
+    assert main(one) == 0
+    whole, made_up = ((tmp_path / name / "autoencoder" / "logs" / "metrics.csv").read_text() for name in ("whole", "one"))
+    found = [[row["val/psnr"] for row in csv.DictReader(io.StringIO(text)) if row.get("val/psnr")] for text in (whole, made_up)]
+    assert found[0] == found[1]
+    assert len(found[0]) == 1
+    assert (run / "checkpoints" / "best.ckpt").is_file()
+    assert len(list((run / "pictures").iterdir())) == 1
+    assert main(one) == 0, "and only once"
+    assert made_up == (run / "logs" / "metrics.csv").read_text()
+    for name in ("whole", "one"):
+        assert main(stage1(tmp_path / name, "--ckpt_path=last", steps=4)) == 0
+    assert_same_weights(*(tmp_path / name / "autoencoder" / "checkpoints" / "last.ckpt" for name in ("whole", "one")))
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"

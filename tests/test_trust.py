@@ -165,6 +165,11 @@ def test_settings_are_compared_by_their_options_names() -> None:
         require_same_model(before["model"], now["model"])
 
 
+def test_parts_of_one_class_in_a_list_are_compared_one_by_one() -> None:
+    one, other = ([{"class_path": "Pictures", "init_args": {"every": n}} for n in (1, second)] for second in (2, 3))
+    assert changes({"callbacks": one}, {"callbacks": other}) == ["callbacks.Pictures 2.every 2 -> 3"]
+
+
 def test_one_csv_file_over_all_starts(tmp_path: Path) -> None:
     for step in (0, 10):
         log = CSVLog(str(tmp_path))

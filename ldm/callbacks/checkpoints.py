@@ -1,6 +1,7 @@
 """Checkpoints that survive crashes and signals, and the model folder at the end."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -221,10 +222,37 @@ class GracefulStop(L.Callback):
 
 
 class ModelFolder(L.Callback):
-    """Writes the model folder (averaged weights) when training has come to its end."""
+    """Writes the model folder (averaged weights) when training has come to its end.
+
+    A run that was ended between its last step and that makes up for its last validation when it goes on.
+    """
 
     def __init__(self, path: str, half: bool = False) -> None:
         self.path, self.half, self.written = path, half, False
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning's loop returns at once where no step is left, and asks no callback before the devices are given back."""
+        loop = trainer.fit_loop
+
+        def run(train: Callable[[], None] = loop.run) -> None:
+            train()
+            if self._is_at_end(trainer) and self._steps() != trainer.global_step:
+                trainer.validating = True
+                loop.epoch_loop.val_loop.run()
+                trainer.training = True
+
+        loop.run = run  # type: ignore[method-assign]
+
+    def _is_at_end(self, trainer: L.Trainer) -> bool:
+        """Whether nothing was left to train."""
+        return not self.written and 0 < trainer.max_steps <= trainer.global_step
+
+    def _steps(self) -> int | None:
+        """Of the model that is there; None: there is none, or a damaged one, which is written anew."""
+        try:
+            return model_folder.read_card(Path(self.path)).get("steps")
+        except (UserError, OSError):
+            return None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.written = True
@@ -235,8 +263,9 @@ class ModelFolder(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A run that goes on from its last step trains nothing, and Lightning then leaves `on_train_end` out."""
-        if not self.written and 0 < trainer.max_steps <= trainer.global_step:
+        if self._is_at_end(trainer):
             if trainer.is_global_zero:
                 at = f"the run is at step {trainer.global_step} of {trainer.max_steps}"
                 print(f"{at}: nothing was left to train; raise --trainer.max_steps to go on")
             self.on_train_end(trainer, pl_module)
+        del trainer.fit_loop.run

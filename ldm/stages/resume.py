@@ -1,5 +1,6 @@
 """Going on from a checkpoint: which settings are today's, and which have to be the checkpoint's."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,10 +23,12 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
             found |= flat(item, f"{name}.{key}" if name else str(key))
         return found
     if isinstance(value, Sequence) and any(isinstance(item, Mapping) for item in value):
-        found = {}
+        found, seen = {}, Counter[str]()
         for i, item in enumerate(value):
             part = item.get("class_path") if isinstance(item, Mapping) else None
-            found |= flat(item, f"{name}.{current_path(str(part)).rpartition('.')[2] if part else i}")
+            one = current_path(str(part)).rpartition(".")[2] if part else str(i)
+            seen[one] += 1
+            found |= flat(item, f"{name}.{one}" if seen[one] == 1 else f"{name}.{one} {seen[one]}")
         return found
     return {name: list(value) if isinstance(value, tuple) else value}
 
