@@ -33,7 +33,7 @@ ALLOWED = {
     "model_folder": {"interfaces", "errors", "files", "card", "registry"},
     "run_folder": {"errors", "files", "locking", "model_folder"},
     "latents": CORE | {"diffusion", "model_folder"},
-    "sampling": CORE | {"diffusion", "conditioning", "latents", "data", "degradations", "autoencoder", "model_folder", "registry"},
+    "sampling": CORE | {"diffusion", "conditioning", "latents", "data", "degradations", "autoencoder", "card", "model_folder", "registry"},
     "stages": CORE | {"diffusion", "conditioning", "latents", "sampling", "model_folder", "registry"},
     "callbacks": CORE | {"data", "nn", "metrics", "sampling", "stages", "model_folder"},
     "auto": CORE | {"data", "nn", "autoencoder", "latents", "metrics", "sampling", "model_folder"},  # what `ldm train` chooses

@@ -10,13 +10,13 @@ from typing import Any, get_args
 from PIL import Image
 
 from ldm import __version__, model_folder, registry
+from ldm.card import MAX_SIDE, MAX_STEPS
 from ldm.diffusion.schedule import Spacing
 from ldm.errors import UserError
 from ldm.interfaces import Condition, Guidance, Sampler, Task
 from ldm.sampling.request import PRECISIONS, InputImage, Mix, SampleRequest, SamplingConfig, SeedNoise, Slerp
 
 TEXT_KEY = "ldm"  # of the PNG's text chunk
-MAX_SIDE, MAX_STEPS = 16384, 100_000  # more than anybody needs, and still an end
 BOUNDS = {"times": (1, 1000), "factor": (1, 1000), **dict.fromkeys(("left", "right", "top", "bottom"), (0, MAX_SIDE))}
 OLD_CHUNK_SIZE = 8  # of pictures that do not say it
 
