@@ -1,12 +1,13 @@
 """Every way in which a run ends too early, hundreds of times: nothing may be lost, and what goes on has to end bit-equal to what was never
 interrupted, without a file left over.
 
-    python tools/crash_campaign.py --out FOLDER [--kills 200] [--signals 40] [--disk 20] [--seed 0] [--only stage1 stage2 ...]
+    python tools/crash_campaign.py --out FOLDER [--kills 200] [--signals 40] [--disk 20] [--ranks 10] [--seed 0] [--only stage1 stage2 ...]
 
 kills: SIGKILL at a random moment, or before, or right after, the n-th call of what writes (a checkpoint, the model folder, the cache, a
 picture) or validates; then the same command again, until it ends.  signals: SIGINT, SIGTERM, SIGHUP, SIGUSR1 in a step, a validation, an
 encoding, a sampling; the exit status is 128 + n, and the seconds until it ends are measured.  disk: a limit on the size of files, a disk
-that is full at the n-th file, a folder that has vanished.  twice: two processes in one folder.
+that is full at the n-th file, a folder that has vanished.  twice: two commands in one folder.  ranks: two processes that train together,
+of which one or both get a signal, one is killed, or one has a fault: both have to end within 15 seconds.
 Commands run in forked children of a process that has imported ldm; with one thread, so that bits can be compared.
 """
 
@@ -18,6 +19,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -44,6 +46,21 @@ STEPS, EVERY = 24, 4  # of a training; between two checkpoints
 LIMIT = 300.0  # seconds after which a command counts as hung
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 SOON = 2.0  # seconds in which a signal ends a command
+TOGETHER = 15.0  # seconds in which a rank ends after another one
+# of two ranks, the second has a fault at the step that FAULT names
+TWO = """
+import os, sys
+from ldm.cli import main
+from ldm.stages.autoencoder import AutoencoderStage
+step, fault = AutoencoderStage.training_step, int(os.environ.get("FAULT", -1))
+def training_step(stage, *arguments):
+    if stage.global_rank == 1 and stage.global_step == fault:
+        raise RuntimeError("a fault of the campaign")
+    return step(stage, *arguments)
+AutoencoderStage.training_step = training_step
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
 
 
 @dataclass
@@ -412,6 +429,58 @@ class Campaign:
             problem = None if statuses in allowed else f"statuses {statuses}"
             self.note(f"two at once, {name}", problem or self.goes_on(name, run))
 
+    def ranks(self, count: int) -> None:
+        """Two processes that train stage 1 together."""
+        script, log = self.out / "two.py", self.out / "ranks.txt"
+        script.write_text(TWO)
+        kind, two = self.kinds["stage1"], ["--trainer.devices=2", "--trainer.strategy=ddp"]
+
+        def begin(run: Path, fault: int = -1) -> subprocess.Popen[bytes]:
+            command = [sys.executable, str(script), *kind.command(run), *two]
+            plain = {name: value for name, value in os.environ.items() if name != "LDM_SHORTEN"}
+            with log.open("a") as file:
+                file.write(f"$ {' '.join(command)}\n")
+                file.flush()
+                return subprocess.Popen(command, stdout=file, stderr=file, env={**plain, "FAULT": str(fault)}, start_new_session=True)
+
+        reference = self.fresh("whole with two ranks")
+        if begin(reference).wait(LIMIT):
+            raise SystemExit(f"an uninterrupted training of two ranks failed: see {log}")
+        whole = kind.result(reference)
+        ways = ("SIGTERM to the first", "SIGINT to both", "the second is killed", "the first is killed", "a fault of the second")
+        for i in range(count):
+            way, run = ways[i % len(ways)], self.fresh("two ranks")
+            first = begin(run, self.draw.randint(EVERY + 1, STEPS - 1) if way == "a fault of the second" else -1)
+            while not list(run.glob("autoencoder/checkpoints/*.ckpt")) and first.poll() is None:
+                time.sleep(0.01)
+            second = int(Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()[-1])
+            if way == "a fault of the second":
+                while Path(f"/proc/{second}/stat").exists() and Path(f"/proc/{second}/stat").read_text().split()[2] != "Z":
+                    time.sleep(0.01)
+            else:
+                time.sleep(self.draw.uniform(0, 1))
+            began, row = time.monotonic(), f"two ranks, {way}"
+            if way == "SIGTERM to the first":
+                first.terminate()
+            elif way == "SIGINT to both":
+                os.killpg(first.pid, signal.SIGINT)
+            elif "killed" in way:
+                os.kill(second if way == "the second is killed" else first.pid, signal.SIGKILL)
+            status = first.wait(LIMIT)
+            while Path(f"/proc/{second}").exists() and time.monotonic() < began + 2 * TOGETHER:
+                time.sleep(0.01)
+            took = time.monotonic() - began
+            self.slowest[row] = max(took, self.slowest.get(row, 0.0))
+            wanted = {ways[0]: 128 + signal.SIGTERM, ways[1]: 128 + signal.SIGINT, ways[3]: -signal.SIGKILL}.get(way, 1)
+            problem = None if status == wanted else f"it ends with {status}"
+            problem = f"it takes {took:.1f} s" if took > TOGETHER else problem
+            problem = problem or self.damaged("stage1", run)
+            if problem is None and begin(run).wait(LIMIT):
+                problem = "the same command again fails"
+            if problem is None and kind.result(run) != whole:
+                problem = "other bits"
+            self.note(row, problem or (f"left over: {left}" if (left := left_over(run)) else None))
+
     def table(self) -> str:
         rows = ["| what | tries | wrong | slowest end |", "|---|---|---|---|"]
         for row, tries in self.tries.items():
@@ -427,6 +496,7 @@ if __name__ == "__main__":
     parser.add_argument("--signals", type=int, default=40)
     parser.add_argument("--disk", type=int, default=20)
     parser.add_argument("--twice", type=int, default=1)
+    parser.add_argument("--ranks", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=["stage1", "stage2", "encode", "sample", "train"], help="kinds that are killed")
     chosen = parser.parse_args()
@@ -441,5 +511,7 @@ if __name__ == "__main__":
         campaign.disk(chosen.disk)
     for _ in range(chosen.twice):
         campaign.twice()
+    if chosen.ranks:
+        campaign.ranks(chosen.ranks)
     print(campaign.table())
     sys.exit(bool(campaign.wrong))
