@@ -58,6 +58,14 @@ LIBRARIES = (
         r"(gloo|NCCL|nccl|DistBackendError|TCPStore).*(peer|closed|reset|abort|timeout|Timeout|timed out|refused|remote)",
         "the connection to another process of this run broke: it has ended, and said why; the last checkpoint is good for --ckpt_path last",
     ),
+    (
+        r"Could not determine home directory",
+        "a path that begins with ~NAME means the home folder of a user NAME, whom this machine does not know: write ./~NAME for a folder",
+    ),
+    (
+        r"Early stopping conditioned on metric",
+        "EarlyStopping has a monitor that no validation measures: val/loss, val/psnr and others of logs/metrics.csv are",
+    ),
     (r"no kernel image is available|CUDA driver version is insufficient", "this build of torch does not fit this GPU or its driver"),
 )
 

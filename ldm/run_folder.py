@@ -14,7 +14,7 @@ from ldm.errors import UserError
 from ldm.files import newest_first, sweep
 from ldm.locking import try_lock
 
-LOCK, CONFIG, CHECKPOINTS = ".ldm.lock", "fit.yaml", "checkpoints"
+LOCK, CONFIG, CHECKPOINTS, ASIDE = ".ldm.lock", "fit.yaml", "checkpoints", ".overwritten"
 WRITTEN = (CHECKPOINTS, "model", "pictures", "logs", "averages")  # folders of a stage that belong to one training
 
 
@@ -28,7 +28,7 @@ class RunFolder:
     def holds(self) -> str | None:
         """What would be lost if another training were written here, in words; None: nothing."""
         if checkpoints := newest_first(self.path / CHECKPOINTS, "*.ckpt"):
-            return f"checkpoints, the last one {checkpoints[0].name}"
+            return f"checkpoints ({', '.join(path.name for path in checkpoints[:3])})"
         return "a model" if (self.path / "model" / model_folder.CONFIG).is_file() else None
 
     def require_free(self, command: str) -> None:
@@ -54,6 +54,7 @@ class RunFolder:
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             json.dump({"command": command, "pid": os.getpid(), "host": socket.gethostname(), "since": since}, file)
             file.flush()
+            self.restore()
             model_folder.settle(self.path / "model")
             if left := [path for name in ("", *WRITTEN) for path in sweep(self.path / name)]:
                 print(f"removed {len(left)} half-written files of a run that was killed in {self.path}")
@@ -62,15 +63,30 @@ class RunFolder:
             finally:
                 file.truncate(0)
 
-    def clear(self) -> None:
-        """Remove what an earlier training wrote; latents, and what was logged for W&B, stay."""
+    def set_aside(self) -> None:
+        """Move what an earlier training wrote out of the way; latents, and what was logged for W&B, stay."""
         if self.path.resolve() == Path.cwd():
             raise UserError("--overwrite would remove folders from where you are: give the run a folder of its own with --run")
-        found = [self.path / name for name in WRITTEN if (self.path / name).is_dir()]
-        for folder in found:
-            shutil.rmtree(folder)
-        if found:
-            print(f"--overwrite: removed {', '.join(folder.name for folder in found)} of the run before in {self.path}")
+        self.restore()
+        (self.path / ASIDE).mkdir(parents=True)
+        for name in WRITTEN:
+            if (self.path / name).is_dir():
+                (self.path / name).rename(self.path / ASIDE / name)
+
+    def clear(self) -> None:
+        """Remove what is set aside."""
+        if found := sorted(folder.name for folder in (self.path / ASIDE).iterdir()):
+            print(f"--overwrite: removed {', '.join(found)} of the run before in {self.path}")
+        shutil.rmtree(self.path / ASIDE)
+
+    def restore(self) -> None:
+        """Put back what is still set aside, as the training in its place did not begin."""
+        if not (self.path / ASIDE).is_dir():
+            return
+        for folder in (self.path / ASIDE).iterdir():
+            shutil.rmtree(self.path / folder.name, ignore_errors=True)
+            folder.rename(self.path / folder.name)
+        (self.path / ASIDE).rmdir()
 
 
 def _owner(text: str) -> str:

@@ -33,6 +33,7 @@ def things(folder: Path) -> None:
     (folder / "file").write_text("in the way")
     (folder / "broken.yaml").write_text("model: [\n")
     (folder / "list.yaml").write_text("- 1\n- 2\n")
+    (folder / "number.yaml").write_text("run: 007\n")
     (folder / "flat.yaml").write_text("data:\n  path: x\n")
     (folder / "typo.yaml").write_text("modle:\n  class_path: AutoencoderStage\n")
     (folder / "tag.yaml").write_text(f"a: !!python/object/apply:os.mkdir ['{folder}/executed']\n")

@@ -2,6 +2,7 @@
 
 import errno
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import stage1
+from conftest import randomise, stage1, stage2
 from toys import latent_diffusion
 
 from ldm import model_folder
 from ldm.callbacks.loggers import CSVLog, WandbLog
 from ldm.cli import main
+from ldm.console.configs import find_configs
 from ldm.errors import UserError
 from ldm.files import refusal, replacing, sweep, write_atomically
 from ldm.run_folder import RunFolder
@@ -50,6 +52,107 @@ def test_a_run_is_not_replaced_and_goes_on_with_todays_settings(tmp_path: Path, 
     said = capsys.readouterr().err
     assert "last.ckpt is damaged" in said
     assert "best.ckpt" in said
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of both stages, of which the second can go on."""
+    run = tmp_path_factory.mktemp("stages")
+    for stage in (stage1, stage2):
+        assert main(stage(run, CONSTANT, "--trainer.limit_val_batches=1", steps=4)) == 0
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".ldm.lock"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--overwrite", "--ckpt_path=last"], "give one of them"),
+        (["--overwrite", "--trainer.max_steps=-1", "--model.optimizer.decay=cosine"], "max_steps"),
+        (["--overwrite", "--data.cache=/proc/none"], "choose another --data.cache"),
+        (["--ckpt_path=last", "--data.size=16"], "data.size is 16, in the checkpoint 32"),
+        (["--ckpt_path=last", "--model.network.channels=32"], "model.network.channels is 32, in the checkpoint"),
+        (["--ckpt_path=last", "--model.network=DiT"], "model.network is DiT, in the checkpoint UNet"),
+        (["--ckpt_path=last", "--model.init={run}"], "model.init is"),
+        (["--ckpt_path=last", "--model.first_stage={other}"], "is not the one whose latents the checkpoint was trained on"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_is_refused_changes_nothing(
+    options: list[str], said: str, stages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    other = tmp_path / "other" / "model"
+    if "{other}" in options[-1]:
+        loaded = model_folder.load(stages / "autoencoder")
+        model_folder.save(randomise(loaded.model), other, loaded.card)
+    before = contents(stages)
+    assert main(stage2(stages, CONSTANT, *(one.format(run=stages, other=other) for one in options), steps=6)) == 1
+    assert said in capsys.readouterr().err
+    assert contents(stages) == before
+
+
+def test_what_trains_no_longer_is_refused(stages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(stages, tmp_path / "run")
+    assert main(stage1(tmp_path / "run", CONSTANT, "--ckpt_path=last", "--model.freeze=[encoder]", steps=6)) == 1
+    assert "tensors are trained, in the checkpoint" in capsys.readouterr().err
+    assert main(stage2(tmp_path / "run", CONSTANT, "--model.prediction=eps", "--ckpt_path=last", command="validate")) == 1
+    assert "model.prediction is eps, in the checkpoint" in capsys.readouterr().err
+
+
+def test_a_dry_run_and_a_measurement_leave_a_run_as_it_is(stages: Path, tmp_path: Path) -> None:
+    before = contents(stages)
+    for more in (["--overwrite"], ["--ckpt_path=last"]):
+        assert main(stage2(stages, CONSTANT, "--trainer.fast_dev_run=2", "--trainer.logger=false", *more, steps=6)) == 0
+    assert main(stage2(tmp_path, CONSTANT, "--trainer.fast_dev_run=2", f"--model.first_stage={stages}/autoencoder/model")) == 0
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert main(stage2(stages, CONSTANT, "--ckpt_path=last", "--trainer.limit_val_batches=1", command="validate")) == 0
+    (stages / "diffusion" / "validate.json").unlink()
+    assert contents(stages) == before
+
+
+def test_the_best_stays_the_best_over_a_resume(stages: Path, tmp_path: Path) -> None:
+    shutil.copytree(stages, tmp_path / "run")
+    best = tmp_path / "run" / "diffusion" / "checkpoints" / "best.ckpt"
+    before = best.read_bytes()
+    bad = ["--model.optimizer.lr=5", "--model.optimizer.warmup=0", "--trainer.val_check_interval=1", "--trainer.limit_val_batches=1"]
+    assert main([*stage2(tmp_path / "run", CONSTANT, "--ckpt_path=last", steps=6), *bad]) == 0
+    assert best.read_bytes() == before
+
+
+def test_an_overwritten_run_is_gone_when_the_new_one_begins(stages: Path, tmp_path: Path) -> None:
+    shutil.copytree(stages, tmp_path / "run")
+    run = tmp_path / "run" / "autoencoder"
+    (run / "pictures" / "old.png").write_bytes(b"")
+    assert main(stage1(tmp_path / "run", CONSTANT, "--overwrite", "--trainer.limit_val_batches=1", steps=2)) == 0
+    assert not (run / "pictures" / "old.png").exists()
+    assert not (run / ".overwritten").exists()
+    assert model_folder.read_card(run / "model")["steps"] == 2
+    (run / ".overwritten" / "pictures").mkdir(parents=True)
+    (run / ".overwritten" / "pictures" / "old.png").write_bytes(b"")
+    with RunFolder(run).owned("fit"):
+        assert (run / "pictures" / "old.png").exists(), "a process that was killed before its training began gives back what it moved"
+
+
+def test_validations_come_at_the_end_of_the_last_epoch_and_with_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1", CONSTANT]
+    for name, options in (("a", ["--trainer.max_epochs=2"]), ("b", ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1"])):
+        assert main(stage1(tmp_path / name, *few, *options, steps=1000)) == 0
+        assert '"val/psnr"' in capsys.readouterr().out
+        assert (tmp_path / name / "autoencoder" / "checkpoints" / "best.ckpt").is_file()
+    again = stage1(tmp_path / "a", *few, "--trainer.max_epochs=2", "--ckpt_path=last", steps=1000)
+    assert main(again) == 0
+    assert "nothing was left to train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["1e3", "null", "#x", "[x]", "{y}", "007", "true", "- x", "~x"])
+def test_any_name_can_be_a_folders(name: str) -> None:
+    (option, text) = find_configs(["--run", f"./{name}" if name == "~x" else name])
+    assert option == "--run"
+    assert yaml.safe_load(text) == text
+    assert Path(text) == Path(name)
 
 
 def test_every_end_leaves_a_checkpoint_and_a_saved_config_keeps_the_run(tmp_path: Path) -> None:

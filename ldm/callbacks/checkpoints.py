@@ -67,7 +67,7 @@ def read_checkpoint(path: Path, map_location: Any = None) -> dict[str, Any]:
     """
     try:
         found: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        if not isinstance(found, dict):
+        if not _is_ours(found):
             raise TypeError
     except Exception as error:  # torch.load raises many kinds: zip, pickle, key, runtime
         whole = next((other for other in newest_first(path.parent, ANY) if other != path and _is_whole(other)), None)
@@ -76,9 +76,13 @@ def read_checkpoint(path: Path, map_location: Any = None) -> dict[str, Any]:
     return found
 
 
+def _is_ours(found: Any) -> bool:
+    return isinstance(found, dict) and {"state_dict", "global_step", "pytorch-lightning_version"} <= found.keys()
+
+
 def _is_whole(path: Path) -> bool:
     try:
-        return "state_dict" in torch.load(path, map_location="meta", weights_only=True)
+        return _is_ours(torch.load(path, map_location="meta", weights_only=True))
     except Exception:  # whatever it is, it is not whole
         return False
 
@@ -99,8 +103,7 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        if trainer.global_step == trainer.max_steps or trainer.should_stop or last_epoch:
+        if trainer.global_step == trainer.max_steps or trainer.should_stop or is_last_epoch(trainer):
             self._save(trainer)  # later, Lightning has begun the next epoch
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -147,6 +150,11 @@ class Checkpoints(ModelCheckpoint):
             self._saved = trainer.global_step
 
 
+def is_last_epoch(trainer: L.Trainer) -> bool:
+    """Whether this batch ends the last epoch of `max_epochs`."""
+    return trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+
+
 class NotFinite(UserError):
     """Weights that no checkpoint should hold."""
 
@@ -163,10 +171,11 @@ def require_finite(trainer: L.Trainer, module: L.LightningModule) -> None:
 
 
 class LastValidation(L.Callback):
-    """The last step is followed by a validation, whatever `val_check_interval` is."""
+    """The last step, or epoch, is followed by a validation, whatever `val_check_interval` is."""
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == trainer.max_steps and trainer.check_val_every_n_epoch is None:
+        last = trainer.global_step == trainer.max_steps or is_last_epoch(trainer)
+        if last and trainer.check_val_every_n_epoch is None:
             trainer.val_check_batch = trainer.fit_loop.epoch_loop.total_batch_idx + 1  # Lightning asks whether it divides this number
 
 
@@ -229,6 +238,10 @@ class ModelFolder(L.Callback):
 
     def __init__(self, path: str, half: bool = False) -> None:
         self.path, self.half, self.written = path, half, False
+        self._begun = -1  # the step at which training began
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begun = trainer.global_step
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's loop returns at once where no step is left, and asks no callback before the devices are given back."""
@@ -245,7 +258,7 @@ class ModelFolder(L.Callback):
 
     def _is_at_end(self, trainer: L.Trainer) -> bool:
         """Whether nothing was left to train."""
-        return not self.written and 0 < trainer.max_steps <= trainer.global_step
+        return not self.written and trainer.global_step > 0
 
     def _steps(self) -> int | None:
         """Of the model that is there; None: there is none, or a damaged one, which is written anew."""
@@ -257,6 +270,8 @@ class ModelFolder(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.written = True
         if trainer.is_global_zero:
+            if trainer.global_step == self._begun:
+                self._say_that_it_was_at_its_end(trainer)
             averaged = next((c.averaged for c in trainer.callbacks if isinstance(c, EMA)), {})  # type: ignore[attr-defined]
             stage: Any = pl_module
             model_folder.save(stage.model, self.path, stage.card(), averaged, self.half)
@@ -264,8 +279,12 @@ class ModelFolder(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A run that goes on from its last step trains nothing, and Lightning then leaves `on_train_end` out."""
         if self._is_at_end(trainer):
-            if trainer.is_global_zero:
-                at = f"the run is at step {trainer.global_step} of {trainer.max_steps}"
-                print(f"{at}: nothing was left to train; raise --trainer.max_steps to go on")
+            self._begun = trainer.global_step
             self.on_train_end(trainer, pl_module)
         del trainer.fit_loop.run
+
+    @staticmethod
+    def _say_that_it_was_at_its_end(trainer: L.Trainer) -> None:
+        at_steps = 0 < trainer.max_steps <= trainer.global_step
+        of, end = (f" of {trainer.max_steps}", "max_steps") if at_steps else ("", "max_epochs or max_time")
+        print(f"the run is at step {trainer.global_step}{of}: nothing was left to train; raise --trainer.{end} to go on")

@@ -1,11 +1,15 @@
 """The best checkpoint by the held-out loss, and a sentence where a model over-fits."""
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
+
+from ldm.callbacks.checkpoints import read_checkpoint
+from ldm.errors import UserError
 
 LOSSES = ("val/loss", "val/reconstruction")  # of stage 2 and of a classifier, of stage 1
 DISTANCE = "val/fd"  # of the callback FrechetDistance, by which the best one is kept where it is there
@@ -62,4 +66,7 @@ class Best(L.Callback):
         return {"least": self.least, "step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of the best checkpoint, where it is there: the last one is written before the validation of its step."""
+        with suppress(UserError):  # a damaged one is replaced
+            state_dict = read_checkpoint(self.path, "meta")["callbacks"].get(self.state_key, state_dict)
         self.least, self.step = float(state_dict["least"]), int(state_dict["step"])

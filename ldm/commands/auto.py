@@ -192,6 +192,7 @@ def train(
     folder = Path(run).expanduser() if run else Path("runs") / (Path(source).resolve().name.split(".")[0] or "mine")
     if overwrite:
         for stage in STAGES:
+            RunFolder(folder / stage).set_aside()
             RunFolder(folder / stage).clear()
         (folder / STATE).unlink(missing_ok=True)
     sweep(folder)

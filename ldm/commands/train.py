@@ -2,17 +2,20 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ldm import registry
-from ldm.callbacks.checkpoints import ANY, LAST, ModelFolder
+from ldm.callbacks.checkpoints import ANY, LAST, Checkpoints, ModelFolder
+from ldm.callbacks.ema import EMA
 from ldm.callbacks.loggers import WandbLog
 from ldm.callbacks.overfitting import Best
 from ldm.callbacks.power_ema import PowerEMA
@@ -27,7 +30,7 @@ from ldm.stages.autoencoder import AutoencoderStage
 from ldm.stages.diffusion import DiffusionStage
 
 SUMMED_UP = ("train/loss", "val/loss", "val/fd", "val/psnr", "val/ssim", "val/reconstruction", "val/accuracy", "train/skipped_steps")
-WRITERS = (ModelFolder, Pictures, Best, PowerEMA)  # callbacks that a dry run does without
+WRITERS = (Checkpoints, ModelFolder, Pictures, Best, PowerEMA)  # callbacks that a dry run and a measurement do without
 
 
 class CLI(LightningCLI):
@@ -39,6 +42,13 @@ class CLI(LightningCLI):
         goes_on = "checkpoint to go on from: a file, `last` or `best` of this run, or `auto`: the last one if there is one"
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=goes_on)
         parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run, which is removed")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Without the progress bars of the configs where --trainer.enable_progress_bar is false, which Lightning refuses to combine."""
+        settings = self.config_init.trainer
+        if settings.get("enable_progress_bar") is False:
+            settings.callbacks = [one for one in settings.callbacks or [] if not isinstance(one, ProgressBar)]
+        return super().instantiate_trainer(**kwargs)
 
     @property
     def folder(self) -> RunFolder:
@@ -94,37 +104,58 @@ def checkpoint_path(cli: CLI) -> Path | None:
     raise UserError(f"there is no checkpoint {str(path)!r} to go on from: leave --ckpt_path out to start anew, or give `auto`")
 
 
-def require_writable(folder: Path) -> None:
+def require_writable(folder: Path, option: str = "--run") -> None:
     """Fails now rather than after an hour of training."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {str(folder)!r} ({error.strerror}): choose another --run") from error
+        raise UserError(f"cannot write to {str(folder)!r} ({error.strerror}): choose another {option}") from error
     if not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write to {str(folder)!r}: choose another --run")
+        raise UserError(f"cannot write to {str(folder)!r}: choose another {option}")
 
 
 def fit(cli: CLI) -> int:
     """Train; where a run lies in the folder already, only on its own checkpoint or with --overwrite."""
     path, folder, trainer = checkpoint_path(cli), cli.folder, cli.trainer
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        _leave_out_writers(cli)
         return _fit(cli, path)
-    if not cli.config.overwrite and (path is None or folder.path.resolve() not in path.resolve().parents):
+    own = path is not None and folder.path.resolve() in path.resolve().parents
+    if own and cli.config.overwrite:
+        raise UserError(f"--ckpt_path goes on from {path}, --overwrite removes it to start anew: give one of them")
+    if not own and not cli.config.overwrite:
         folder.require_free("fit")
     if (rank_zero_only.rank or 0) > 0:  # type: ignore[attr-defined]
         return _fit(cli, path)  # the first process has the lock
     with folder.owned("fit"):
-        if cli.config.overwrite and path is None:
+        if cli.config.overwrite:
+            folder.set_aside()
+        trainer.callbacks.insert(0, Beginning(cli))  # type: ignore[attr-defined]
+        try:
+            return _fit(cli, path)
+        finally:
+            folder.restore()
+
+
+class Beginning(L.Callback):
+    """Takes a run's folder when model, data and checkpoint are found to be good: what is refused before changes nothing."""
+
+    def __init__(self, cli: CLI) -> None:
+        self.cli = cli
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = self.cli.folder
+        if self.cli.config.overwrite:
             folder.clear()
-        saved = {"run": str(cli.config.run), **cli.model.settings}
+        saved = {"run": str(self.cli.config.run), **self.cli.model.settings}
         write_atomically(folder.path / CONFIG, yaml.safe_dump(saved, sort_keys=False, allow_unicode=True).encode())
-        return _fit(cli, path)
+
+
+def _leave_out_writers(cli: CLI) -> None:
+    cli.trainer.callbacks = [one for one in cli.trainer.callbacks if not isinstance(one, WRITERS)]  # type: ignore[attr-defined]
 
 
 def _fit(cli: CLI, path: Path | None) -> int:
-    if cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
-        kept = [one for one in cli.trainer.callbacks if not isinstance(one, WRITERS)]  # type: ignore[attr-defined]
-        cli.trainer.callbacks = kept  # type: ignore[attr-defined]
     for logger in cli.trainer.loggers:
         if isinstance(logger, WandbLog):
             logger.goes_on = path is not None
@@ -132,8 +163,10 @@ def _fit(cli: CLI, path: Path | None) -> int:
     if cli.trainer.is_global_zero:
         found = cli.trainer.callback_metrics.items()
         metrics = {name: round(float(value), 4) for name, value in found if name.startswith(SUMMED_UP)}
-        there = "nothing is kept, as it was a dry run" if cli.trainer.fast_dev_run else f"the model is in {cli.folder.path / 'model'}"  # type: ignore[attr-defined]
-        print(f"step {cli.trainer.global_step}, {json.dumps(metrics)}\n{there}")
+        written = any(isinstance(one, ModelFolder) and one.written for one in cli.trainer.callbacks)  # type: ignore[attr-defined]
+        kept = f"the model is in {cli.folder.path / 'model'}" if written else "no model is written, as there is no callback ModelFolder"
+        dry = "nothing is kept, as it was a dry run"
+        print(f"step {cli.trainer.global_step}, {json.dumps(metrics)}\n{dry if cli.trainer.fast_dev_run else kept}")  # type: ignore[attr-defined]
     return 0
 
 
@@ -161,6 +194,9 @@ def evaluate(cli: CLI, command: str) -> int:
         raise UserError(
             f"`{command}` needs a checkpoint: --ckpt_path FILE, `last` for this run's last one, or, in stage 1, --model.init MODEL"
         )
+    cli.trainer.loggers = []  # a run's log is that of its training
+    _leave_out_writers(cli)
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided")
     results = getattr(cli.trainer, command)(cli.model, cli.datamodule, ckpt_path=None if path is None else str(path))
     if cli.trainer.is_global_zero:
         target = cli.folder.path / f"{command}.json"
@@ -183,9 +219,16 @@ def main(command: str, arguments: list[str]) -> int:
         require_writable(cli.folder.path)
         cli.model.settings = cli.settings
         cli.model.check(cli.datamodule)  # before loggers and devices are started
+        if hasattr(cli.model.model, "latents") and cli.datamodule.cache is not None:
+            require_writable(Path(cli.datamodule.cache), "--data.cache")
         if limit() is not None:
             for images in cli.datamodule.sets:
                 images.indices = images.indices[:IMAGES]
+        if sum(isinstance(one, EMA) for one in cli.trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise UserError("trainer.callbacks has EMA twice: change the one in a copy of trainer/cpu.yaml, and give that with -c")
+        if isinstance(cli.trainer.val_check_interval, int) and cli.trainer.check_val_every_n_epoch is not None:  # type: ignore[attr-defined]
+            print(f"validations come with check_val_every_n_epoch, not every {cli.trainer.val_check_interval} batches")  # type: ignore[attr-defined]
+            cli.trainer.val_check_interval = 1.0  # type: ignore[attr-defined]
         if (precision := str(cli.trainer.precision)).endswith("-true") and precision != "32-true":
             raise UserError(f"trainer.precision is {precision}; allowed are 32-true, bf16-mixed and 16-mixed")
         if command == "fit":

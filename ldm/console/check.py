@@ -162,6 +162,8 @@ class Check:
             self.refuse(f"{where} is {value!r}; give {FORMS[where][1]}")
         if where in LEAST and isinstance(value, (int, float)) and value < LEAST[where]:
             self.refuse(f"{where} is {value}; allowed is {LEAST[where]:g} or more")
+        if where in ("trainer.max_steps", "trainer.max_epochs") and value == 0:
+            self.refuse(f"{where} is 0; give 1 or more, or -1 for no end")
         if where in KINDS and not isinstance(value, bool):
             for one in value if isinstance(value, list) else [] if value is None else [value]:
                 self.part(where, self.sources.outside[KINDS[where]], one)
@@ -219,8 +221,9 @@ def check(arguments: list[str]) -> None:
         i += 1
         if not name.startswith("-"):
             raise UserError(f"{name!r} belongs to no option: put values right behind their option, and text with spaces in quotes")
+        if name in SWITCHES and (sign or arguments[i : i + 1] in (["true"], ["false"])):
+            raise UserError(f"{name} takes no value: give it, or leave it out")
         if name in SWITCHES or name.split(".")[-1] == "help" or name == "--print_config":
-            i += bool(i < len(arguments) and not sign and arguments[i] in ("true", "false"))
             continue
         if name.startswith("--"):
             found.require_root(name)

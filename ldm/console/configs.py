@@ -43,6 +43,10 @@ def find_configs(arguments: list[str]) -> list[str]:
             rest.append(_plain_path(argument))
         elif argument.startswith("--run="):
             rest.append(f"--run={_plain_path(argument.partition('=')[2])}")
+        elif rest and rest[-1] == "--data.path":
+            rest.append(_as_text(argument))
+        elif argument.startswith("--data.path="):
+            rest.append(f"--data.path={_as_text(argument.partition('=')[2])}")
         else:
             rest.append(_todays_option(argument))
     files = [file for name in _ordered(names) for file in find_config(name)]
@@ -89,7 +93,21 @@ def _without_number_of_classes(arguments: list[str]) -> list[str]:
 
 def _plain_path(path: str) -> str:
     """The same folder in one spelling, as other settings begin with it."""
-    return str(Path(path).expanduser())
+    if (expanded := os.path.expanduser(path)).startswith("~"):
+        name = expanded.split("/")[0]
+        raise UserError(f"{path!r} begins with the home folder of a user {name[1:]!r}, who is not known here: write ./{name} for a folder")
+    return _as_text(str(Path(expanded)))
+
+
+def _as_text(path: str) -> str:
+    """A path that YAML reads as the text that it is: ./1e3, ./null, ./#x; UserError where there is no such spelling."""
+    if any(part in path for part in (": ", " #", "${")) or path.endswith(":"):
+        raise UserError(f"{path!r} has ': ', ' #' or '${{' in it, which settings cannot hold: rename it, or give a link to it")
+    try:
+        same = yaml.safe_load(path) == path
+    except yaml.YAMLError:
+        same = False
+    return path if (same and path[0] != "~") or not path else f"./{path}"
 
 
 def _todays_option(argument: str) -> str:
@@ -110,7 +128,9 @@ def find_config(name: str) -> list[Path]:
     today = _in_todays_names(content, str(path))
     if not isinstance(today, dict):
         return [path]
-    if isinstance(today.get("run"), str):
+    if "run" in today:
+        if not isinstance(today["run"], str):
+            raise UserError(f"run is {today['run']!r} in {path}; give the name of a folder, in quotes where it is a number")
         today["run"] = _plain_path(today["run"])
     below = find_config(str(base)) if (base := today.pop("base", None)) is not None else []
     if today == content:

@@ -33,6 +33,8 @@ EXPECTED_WARNINGS = (
     "isinstance.treespec, LeafSpec",
     "You have overridden `on_before_batch_transfer`",  # which takes batches of plain loaders, too
     "in eval mode at the start of training",  # the frozen first stage
+    "The dirpath has changed from",  # of a run that was copied or moved; best.ckpt keeps its own score
+    "It is recommended to use `self.log\\('val/",  # what is logged there is a metric's, which all ranks share
 )
 
 

@@ -1,6 +1,7 @@
 """A command's options as one table: parsing, help, configs, old spellings, and the nearest name for a wrong one."""
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +74,7 @@ def path(text: str) -> str:
     """The type of a file or folder; an empty one is mostly a shell variable that was not set."""
     if not text.strip():
         raise UserError("empty: was a shell variable not set?")
-    return text
+    return os.path.expanduser(text)  # not of Path, which would drop a trailing /
 
 
 def one_of(*allowed: str) -> Callable[[str], str]:

@@ -33,7 +33,8 @@ SUFFIXES = {
     *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpx", ".avif", ".psd", ".qoi", ".tga", ".sgi", ".pcx"),
 }
 HEIF = {".heic", ".heif", ".hif"}  # which need the package pillow-heif
-SYSTEM = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}  # of macOS, Synology and Windows
+# of macOS, Synology, Windows and Linux
+SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 TEXT_LIMIT = 2**28  # bytes of text in a PNG: ComfyUI and others keep whole workflows there
 _OPENING = threading.Lock()
 

@@ -30,6 +30,8 @@ class AutoencoderStage(TrainingStage):
     The discriminator and the generator step together, on one batch: global_step counts both as one.
     """
 
+    place = "model.autoencoder"
+
     def __init__(
         self,
         autoencoder: Factory[Autoencoder] | Autoencoder,

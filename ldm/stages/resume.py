@@ -7,8 +7,8 @@ from typing import Any
 from ldm.errors import UserError
 from ldm.registry import current_arguments, current_path
 
-# of a model's description: what may differ, as it changes no weight (dropout), or is followed by name (classes)
-FREE = ("dropout", "num_classes", "cond_drop_prob")
+# of a model's description: what may differ, as it changes no weight (dropout, memory, a loss), or is followed by name (classes)
+FREE = ("dropout", "num_classes", "cond_drop_prob", ".recompute", ".bottleneck.weight")
 ELSEWHERE = ("trainer.default_root_dir", "trainer.logger", "trainer.callbacks.Pictures.folder")  # where things are written
 
 
@@ -37,22 +37,40 @@ def changes(before: Any, now: Any) -> list[str]:
     """What differs between the settings of a checkpoint and today's, as `name old -> new`."""
     old, new = flat(before), flat(now)
     names = [name for name in {**old, **new} if not name.startswith(ELSEWHERE)]
-    return [f"{name} {_shown(old, name)} -> {_shown(new, name)}" for name in names if old.get(name) != new.get(name)]
+    return [f"{name} {_shown(old, name)} -> {_shown(new, name)}" for name in names if _told(old.get(name)) != _told(new.get(name))]
+
+
+def _told(value: Any) -> str | None:
+    """What counts of a setting: 1 and "1" are the same, and so are an empty list and none."""
+    return None if value is None or value == [] else str(value)
 
 
 def _shown(settings: Mapping[str, Any], name: str) -> str:
     return str(settings[name]) if name in settings else "(none)"
 
 
-def require_same_model(before: Any, now: Any) -> None:
-    """A UserError where a checkpoint's model is described otherwise than today's: its weights would mean something else."""
-    old, new = flat(before, "model"), flat(now, "model")
-    for name in old.keys() & new.keys():
+def require_same_model(before: Any, now: Any, name: str = "model") -> None:
+    """A UserError where a checkpoint's model is described otherwise than today's: its weights would mean something else.
+
+    name: the option that the description belongs to.  Classes are compared before their arguments.
+    """
+    old, new = flat(before, name), flat(now, name)
+    for name in sorted(old.keys() & new.keys(), key=lambda name: (name.count("."), name)):
         if old[name] != new[name] and not name.endswith(FREE):
             raise UserError(
                 f"{name} is {new[name]}, in the checkpoint {old[name]}: a run goes on with the model that it began with; leave that "
                 "option as it was, or start a new run from the checkpoint with --model.init"
             )
+
+
+def require_same_start(before: Any, now: Any) -> None:
+    """A UserError where today's settings ask for another model to begin with: a run that goes on has its weights from the checkpoint."""
+    old, new = flat(before), flat(now)
+    if (wanted := new.get("model.init")) is not None and wanted != old.get("model.init"):
+        raise UserError(
+            f"model.init is {wanted}, in the checkpoint {old.get('model.init')}: a run that goes on has its weights from the checkpoint; "
+            "leave that option as it was, or start a new run with another --run"
+        )
 
 
 def follow_optimizer(checkpoint: dict[str, Any], configured: Mapping[str, Any]) -> None:
@@ -62,8 +80,12 @@ def follow_optimizer(checkpoint: dict[str, Any], configured: Mapping[str, Any]) 
     """
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     for state, schedule in zip(checkpoint["optimizer_states"], checkpoint["lr_schedulers"], strict=True):
-        if len(state["param_groups"]) != len(optimizer.param_groups):
-            continue  # Lightning says so
+        counts = [[len(group["params"]) for group in groups] for groups in (state["param_groups"], optimizer.param_groups)]
+        if counts[0] != counts[1]:
+            raise UserError(
+                f"{sum(counts[1])} tensors are trained, in the checkpoint {sum(counts[0])}: leave freeze, learn_variance and the adversary "
+                "as they were, or start a new run from the checkpoint with --model.init"
+            )
         steps = schedule["last_epoch"]
         rates = [base * factor(steps) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
         for group, today, rate in zip(state["param_groups"], optimizer.param_groups, rates, strict=True):

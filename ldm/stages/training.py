@@ -21,7 +21,7 @@ from ldm.interfaces import Autoencoder, Batch, Conditioner, Posterior, TrainingD
 from ldm.latents.space import LatentSpace
 from ldm.ranges import to_float
 from ldm.stages.plain import PlainData, as_batch
-from ldm.stages.resume import changes, follow_optimizer, require_same_model
+from ldm.stages.resume import changes, follow_optimizer, require_same_model, require_same_start
 from ldm.stages.vocabulary import by_name, follow, follow_moments, sentence, tables
 
 
@@ -32,6 +32,7 @@ class TrainingStage(L.LightningModule):
     seed: int
     inherited: tuple[Sequence[str], dict[str, Tensor]] | None = None  # classes and their tables of what it starts from
     settings: Mapping[str, Any] = {}
+    place = "model"  # the option that describes `model`
     made_from: Sequence[str] = ()  # paths of the models that it begins with or learns from: the first stage, init, a teacher
     _plain: tuple[PlainData] | None = None
 
@@ -186,13 +187,25 @@ class TrainingStage(L.LightningModule):
     def _follow_settings(self, checkpoint: dict[str, Any]) -> None:
         """Today's where they may differ from the checkpoint's, which is said; UserError where they may not."""
         entry = checkpoint[model_folder.CHECKPOINT_KEY]
-        require_same_model(entry["model"], model_folder.describe(self.model))
-        if (size := entry["card"].get("size", self.data.size)) != self.data.size:
-            raise UserError(f"data.size is {self.data.size}, in the checkpoint {size}: leave it, or start a new run with --model.init")
+        if entry.get("settings"):
+            require_same_start(entry["settings"], self.settings)
+        self._judge_first_stage_of(checkpoint)
         if entry.get("settings") and self.settings and (differing := changes(entry["settings"], self.settings)):
             self._say(f"other than in the checkpoint, and used from here on: {', '.join(differing)}")
         configured: Any = self.configure_optimizers()
         follow_optimizer(checkpoint, configured)
+
+    def _judge_first_stage_of(self, checkpoint: dict[str, Any]) -> None:
+        """A UserError where first_stage holds another autoencoder than the one that the checkpoint has learned with."""
+        if (latents := getattr(self.model, "latents", None)) is None:
+            return
+        theirs, begin = checkpoint["state_dict"], "model.latents.autoencoder."
+        for name, value in latents.autoencoder.state_dict().items():
+            if (found := theirs.get(begin + name)) is not None and found.shape == value.shape and not torch.equal(found, value.to(found)):
+                raise UserError(
+                    f"the first stage ({', '.join(self.made_from[:1])}) is not the one whose latents the checkpoint was trained on: give "
+                    "--model.first_stage CHECKPOINT, which holds that one, or begin anew with another --run"
+                )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes classes by name and today's settings, goes on at the image at which it stopped, and refuses another model."""
@@ -201,6 +214,9 @@ class TrainingStage(L.LightningModule):
             raise UserError(
                 "this is no checkpoint of `ldm fit`: leave --ckpt_path out to start anew, or start from a model with --model.init"
             )
+        require_same_model(entry["model"], model_folder.describe(self.model), self.place)
+        if (size := entry["card"].get("size", self.data.size)) != self.data.size:
+            raise UserError(f"data.size is {self.data.size}, in the checkpoint {size}: leave it, or start a new run with --model.init")
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._follow_settings(checkpoint)
         self._follow_classes(checkpoint)
