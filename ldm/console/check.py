@@ -162,6 +162,8 @@ class Check:
             self.refuse(f"{where} is {value!r}; give {FORMS[where][1]}")
         if where in LEAST and isinstance(value, (int, float)) and value < LEAST[where]:
             self.refuse(f"{where} is {value}; allowed is {LEAST[where]:g} or more")
+        if where == "trainer.barebones" and value:
+            self.refuse("trainer.barebones forbids checkpoints and pictures, which a run of ldm keeps: leave it out")
         if where in ("trainer.max_steps", "trainer.max_epochs") and value == 0:
             self.refuse(f"{where} is 0; give 1 or more, or -1 for no end")
         if where in KINDS and not isinstance(value, bool):
@@ -235,6 +237,8 @@ def check(arguments: list[str]) -> None:
             found.config(Path(text))
         elif name == "--ckpt_path" and text not in ("last", "best", "auto") and not Path(text).expanduser().is_file():
             raise UserError(f"there is no checkpoint {text!r}: give a file, `last`, `best` or `auto`; without --ckpt_path it starts anew")
+        elif name == "--seed_everything" and not (text.isdecimal() and int(text) < 2**32):
+            raise UserError(f"--seed_everything is {text!r}; allowed is 0 to {2**32 - 1}")
         elif name.startswith("--"):
             found.option(name, text)
         else:
