@@ -1,6 +1,6 @@
 import sys
 
-from ldm.cli import main
+from ldm.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -1,6 +1,7 @@
 """The `ldm` command: a thin dispatcher.  Importing it costs nothing; each command imports what it needs."""
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -24,6 +25,15 @@ MACHINE_ERRORS = (
     errno.EDQUOT,
     errno.ENAMETOOLONG,
 )
+
+
+def run() -> int:
+    """The program: as main, and ends at once.  Python would look for cycles in all that torch and Lightning have loaded, which takes two
+    seconds of every command."""
+    try:
+        return main()
+    finally:
+        gc.freeze()
 
 
 def usage() -> str:
@@ -101,4 +111,4 @@ def _report(name: str, arguments: list[str], error: Exception) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -24,6 +24,16 @@ def test_the_benchmark_measures_every_case(tmp_path: Path) -> None:
     assert json.loads(target.read_text())
 
 
+@pytest.mark.slow
+def test_what_is_killed_signalled_or_starved_goes_on(tmp_path: Path) -> None:
+    """A few tries of each kind; two ranks of which one has a fault are the fifth of --ranks."""
+    few = ["--kills=3", "--signals=4", "--disk=2", "--twice=0", "--ranks=5", "--only", "stage1", "encode"]
+    command = [sys.executable, str(ROOT / "tools" / "crash_campaign.py"), "--out", str(tmp_path), *few]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "two ranks, a fault of the second | 1 | 0 |" in result.stdout
+
+
 def test_digits_are_judged_by_a_classifier_that_knows_them(trained: Path, tmp_path: Path) -> None:
     assert main(["sample", str(trained / "diffusion" / "model"), "--n=10", "--steps=1", "--out", str(tmp_path)]) == 0
     command = [sys.executable, str(ROOT / "tools" / "judge_digits.py"), str(tmp_path)]

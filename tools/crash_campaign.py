@@ -50,7 +50,7 @@ TOGETHER = 15.0  # seconds in which a rank ends after another one
 # of two ranks, the second has a fault at the step that FAULT names
 TWO = """
 import os, sys
-from ldm.cli import main
+from ldm.cli import run
 from ldm.stages.autoencoder import AutoencoderStage
 step, fault = AutoencoderStage.training_step, int(os.environ.get("FAULT", -1))
 def training_step(stage, *arguments):
@@ -59,7 +59,7 @@ def training_step(stage, *arguments):
     return step(stage, *arguments)
 AutoencoderStage.training_step = training_step
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run())
 """
 
 

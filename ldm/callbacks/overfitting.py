@@ -67,6 +67,7 @@ class Best(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Of the best checkpoint, where it is there: the last one is written before the validation of its step."""
-        with suppress(UserError):  # a damaged one is replaced
-            state_dict = read_checkpoint(self.path, "meta")["callbacks"].get(self.state_key, state_dict)
+        if self.path.is_file():
+            with suppress(UserError):  # a damaged one is replaced
+                state_dict = read_checkpoint(self.path, "meta")["callbacks"].get(self.state_key, state_dict)
         self.least, self.step = float(state_dict["least"]), int(state_dict["step"])

@@ -215,9 +215,11 @@ class TrainingStage(L.LightningModule):
                 "this is no checkpoint of `ldm fit`: leave --ckpt_path out to start anew, or start from a model with --model.init"
             )
         require_same_model(entry["model"], model_folder.describe(self.model), self.place)
-        if (size := entry["card"].get("size", self.data.size)) != self.data.size:
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        size = entry["card"].get("size", self.data.size)
+        if size != self.data.size and (fitting or hasattr(self.model, "latents")):  # an autoencoder is measured at any size
             raise UserError(f"data.size is {self.data.size}, in the checkpoint {size}: leave it, or start a new run with --model.init")
-        if self.trainer.state.fn == TrainerFn.FITTING:
+        if fitting:
             self._follow_settings(checkpoint)
         self._follow_classes(checkpoint)
         self._follow_batches(checkpoint)
