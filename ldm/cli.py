@@ -16,6 +16,7 @@ from ldm.signals import Signals
 # What a machine says of a file or a disk of the user: not there, no right, no room, ...
 MACHINE_ERRORS = (
     errno.ENOENT,
+    errno.EEXIST,
     errno.EACCES,
     errno.EPERM,
     errno.EISDIR,

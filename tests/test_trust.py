@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +102,31 @@ def test_what_trains_no_longer_is_refused(stages: Path, tmp_path: Path, capsys: 
     assert "tensors are trained, in the checkpoint" in capsys.readouterr().err
     assert main(stage2(tmp_path / "run", CONSTANT, "--model.prediction=eps", "--ckpt_path=last", command="validate")) == 1
     assert "model.prediction is eps, in the checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda found: found["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(2)),
+        lambda found: found.pop("lr_schedulers"),
+        lambda found: found.update(optimizer_states=[]),
+        lambda found: found.update(global_step="x"),
+        lambda found: found.update({"pytorch-lightning_version": "abc"}),
+        lambda found: found.pop("loops"),
+    ],
+    ids=["moments", "no schedule", "no optimizer", "step", "version", "no loops"],
+)
+def test_a_checkpoint_with_other_things_in_it_is_damaged(
+    damage: Callable[[Any], Any], stages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    found = torch.load(stages / "diffusion" / "checkpoints" / "last.ckpt", weights_only=True)
+    damage(found)
+    torch.save(found, tmp_path / "other.ckpt")
+    arguments = stage2(
+        tmp_path / "run", CONSTANT, f"--ckpt_path={tmp_path}/other.ckpt", f"--model.first_stage={stages}/autoencoder/model", steps=6
+    )
+    assert main(arguments) == 1
+    assert "is damaged" in capsys.readouterr().err
 
 
 def test_a_dry_run_and_a_measurement_leave_a_run_as_it_is(stages: Path, tmp_path: Path) -> None:

@@ -76,8 +76,17 @@ def read_checkpoint(path: Path, map_location: Any = None) -> dict[str, Any]:
     return found
 
 
+# what a checkpoint has at least, by type
+PARTS = {"state_dict": dict, "global_step": int, "pytorch-lightning_version": str, "loops": dict, "callbacks": dict}
+
+
 def _is_ours(found: Any) -> bool:
-    return isinstance(found, dict) and {"state_dict", "global_step", "pytorch-lightning_version"} <= found.keys()
+    return (
+        isinstance(found, dict)
+        and all(isinstance(found.get(name), kind) for name, kind in PARTS.items())
+        and found["global_step"] >= 0
+        and found["pytorch-lightning_version"][:1].isdecimal()
+    )
 
 
 def _is_whole(path: Path) -> bool:

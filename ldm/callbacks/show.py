@@ -1,6 +1,7 @@
 """What a run shows: progress and pictures."""
 
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -76,4 +77,7 @@ class Pictures(L.Callback):
                 if isinstance(logger, WandbLogger):
                     # Lightning's count, which it gives the numbers of this validation, too: W&B drops what comes with an earlier step
                     step = trainer.fit_loop.epoch_loop._batches_that_stepped
-                    logger.log_image(f"val/{name}", shown, step=step, caption=captions or [""])
+                    try:
+                        logger.log_image(f"val/{name}", shown, step=step, caption=captions or [""])
+                    except Exception as error:  # of W&B, which does not decide whether a training goes on
+                        warnings.warn(f"W&B did not take the pictures of this validation ({error})", stacklevel=2)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.files import replacing
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,21 @@ class Statistics:
 
     def save(self, path: str | Path) -> None:
         facts = {key: json.dumps(value) for key, value in asdict(self).items() if key in ("n", "made")}
-        safetensors.torch.save_file({"mean": self.mean, "covariance": self.covariance.contiguous()}, path, facts)
+        with replacing(Path(path)) as temporary:
+            safetensors.torch.save_file({"mean": self.mean, "covariance": self.covariance.contiguous()}, temporary, facts)
 
     @classmethod
     def load(cls, path: str | Path) -> "Statistics":
         try:
             with safetensors.safe_open(path, "pt") as file:  # type: ignore[attr-defined]
                 facts = {key: json.loads(value) for key, value in file.metadata().items()}
-                return cls(file.get_tensor("mean"), file.get_tensor("covariance"), **facts)
-        except (safetensors.SafetensorError, AttributeError, TypeError) as error:  # type: ignore[attr-defined]
+                found = cls(file.get_tensor("mean").double(), file.get_tensor("covariance").double(), **facts)
+            (dim,) = found.mean.shape
+            fits = found.covariance.shape == (dim, dim) and isinstance(found.n, int) and found.n >= 2 and isinstance(found.made, dict)
+            if not (fits and found.mean.isfinite().all() and found.covariance.isfinite().all()):
+                raise ValueError("no statistics")
+            return found
+        except (safetensors.SafetensorError, AttributeError, TypeError, ValueError, RecursionError) as error:  # type: ignore[attr-defined]
             raise UserError(f"{path} does not hold statistics that `ldm evaluate --save` wrote") from error
 
 

@@ -9,6 +9,7 @@ from ldm.registry import current_arguments, current_path
 
 # of a model's description: what may differ, as it changes no weight (dropout, memory, a loss), or is followed by name (classes)
 FREE = ("dropout", "num_classes", "cond_drop_prob", ".recompute", ".bottleneck.weight")
+DAMAGED = "the optimizer's state in the checkpoint is damaged: go on from another one, or start a new run from it with --model.init"
 ELSEWHERE = ("trainer.default_root_dir", "trainer.logger", "trainer.callbacks.Pictures.folder")  # where things are written
 
 
@@ -79,16 +80,30 @@ def follow_optimizer(checkpoint: dict[str, Any], configured: Mapping[str, Any]) 
     configured: what configure_optimizers gives.  The moments and the number of steps stay the checkpoint's.
     """
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
-    for state, schedule in zip(checkpoint["optimizer_states"], checkpoint["lr_schedulers"], strict=True):
+    try:
+        (state,), (schedule,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
         counts = [[len(group["params"]) for group in groups] for groups in (state["param_groups"], optimizer.param_groups)]
-        if counts[0] != counts[1]:
-            raise UserError(
-                f"{sum(counts[1])} tensors are trained, in the checkpoint {sum(counts[0])}: leave freeze, learn_variance and the adversary "
-                "as they were, or start a new run from the checkpoint with --model.init"
-            )
-        steps = schedule["last_epoch"]
-        rates = [base * factor(steps) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
-        for group, today, rate in zip(state["param_groups"], optimizer.param_groups, rates, strict=True):
-            group |= {name: value for name, value in today.items() if name != "params"}
-            group["lr"] = rate
-        schedule |= {"base_lrs": list(scheduler.base_lrs), "_last_lr": rates}
+        steps = int(schedule["last_epoch"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(DAMAGED) from error
+    if counts[0] != counts[1]:
+        raise UserError(
+            f"{sum(counts[1])} tensors are trained, in the checkpoint {sum(counts[0])}: leave freeze, learn_variance and the adversary "
+            "as they were, or start a new run from the checkpoint with --model.init"
+        )
+    rates = [base * factor(steps) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, today, rate in zip(state["param_groups"], optimizer.param_groups, rates, strict=True):
+        group |= {name: value for name, value in today.items() if name != "params"}
+        group["lr"] = rate
+    schedule |= {"base_lrs": list(scheduler.base_lrs), "_last_lr": rates}
+
+
+def require_moments(checkpoint: Mapping[str, Any], configured: Mapping[str, Any]) -> None:
+    """A UserError where Adam's moments are not those of the parameters: torch's own code would read beyond them."""
+    parameters = [parameter for group in configured["optimizer"].param_groups for parameter in group["params"]]
+    try:
+        for i, moments in checkpoint["optimizer_states"][0]["state"].items():
+            if any(moments[name].shape != parameters[i].shape for name in ("exp_avg", "exp_avg_sq")):
+                raise ValueError(f"moments of parameter {i}")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(DAMAGED) from error

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -21,7 +21,7 @@ from ldm.interfaces import Autoencoder, Batch, Conditioner, Posterior, TrainingD
 from ldm.latents.space import LatentSpace
 from ldm.ranges import to_float
 from ldm.stages.plain import PlainData, as_batch
-from ldm.stages.resume import changes, follow_optimizer, require_same_model, require_same_start
+from ldm.stages.resume import changes, follow_optimizer, require_moments, require_same_model, require_same_start
 from ldm.stages.vocabulary import by_name, follow, follow_moments, sentence, tables
 
 
@@ -222,6 +222,8 @@ class TrainingStage(L.LightningModule):
         if fitting:
             self._follow_settings(checkpoint)
         self._follow_classes(checkpoint)
+        if fitting:
+            require_moments(checkpoint, cast("Any", self.configure_optimizers()))
         self._follow_batches(checkpoint)
         found, own = checkpoint["state_dict"], self.state_dict()
         hint = "give the configs and options that it was trained with, or start a new run from it with --model.init"
