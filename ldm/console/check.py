@@ -237,7 +237,7 @@ def check(arguments: list[str]) -> None:
             found.config(Path(text))
         elif name == "--ckpt_path" and text not in ("last", "best", "auto") and not Path(text).expanduser().is_file():
             raise UserError(f"there is no checkpoint {text!r}: give a file, `last`, `best` or `auto`; without --ckpt_path it starts anew")
-        elif name == "--seed_everything" and not (text.isdecimal() and int(text) < 2**32):
+        elif name == "--seed_everything" and re.fullmatch(r"-?\d+|null", text) and not (text.isdecimal() and int(text) < 2**32):
             raise UserError(f"--seed_everything is {text!r}; allowed is 0 to {2**32 - 1}")
         elif name.startswith("--"):
             found.option(name, text)

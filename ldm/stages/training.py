@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
@@ -192,8 +192,6 @@ class TrainingStage(L.LightningModule):
         self._judge_first_stage_of(checkpoint)
         if entry.get("settings") and self.settings and (differing := changes(entry["settings"], self.settings)):
             self._say(f"other than in the checkpoint, and used from here on: {', '.join(differing)}")
-        configured: Any = self.configure_optimizers()
-        follow_optimizer(checkpoint, configured)
 
     def _judge_first_stage_of(self, checkpoint: dict[str, Any]) -> None:
         """A UserError where first_stage holds another autoencoder than the one that the checkpoint has learned with."""
@@ -222,8 +220,6 @@ class TrainingStage(L.LightningModule):
         if fitting:
             self._follow_settings(checkpoint)
         self._follow_classes(checkpoint)
-        if fitting:
-            require_moments(checkpoint, cast("Any", self.configure_optimizers()))
         self._follow_batches(checkpoint)
         found, own = checkpoint["state_dict"], self.state_dict()
         hint = "give the configs and options that it was trained with, or start a new run from it with --model.init"
@@ -234,6 +230,10 @@ class TrainingStage(L.LightningModule):
                 raise UserError(f"the checkpoint has {name}, which this model does not have: {hint}")
             if value.shape != own[name].shape:
                 raise UserError(f"{name} has shape {list(value.shape)} in the checkpoint, {list(own[name].shape)} in this model: {hint}")
+        if fitting:
+            configured: Any = self.configure_optimizers()
+            follow_optimizer(checkpoint, configured)
+            require_moments(checkpoint, configured)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The model's description goes into the checkpoint, so that it can be rebuilt from it alone."""
