@@ -1,10 +1,19 @@
-"""The path of a set of images, before anything of it is opened."""
+"""Paths that a user gives, before anything there is opened."""
 
+import os
 import re
 from itertools import product
 from pathlib import Path
 
 from ldm.errors import UserError
+
+
+def at_home(path: str) -> str:
+    """A path with the home folder that its `~` means; UserError where there is no such user."""
+    if (found := os.path.expanduser(path)).startswith("~"):  # not of Path, which would drop a trailing /
+        name = found.split("/")[0]
+        raise UserError(f"{path!r} begins with the home folder of a user {name[1:]!r}, who is not known here: write ./{name} for a folder")
+    return found
 
 
 def existing(path: str) -> list[Path]:

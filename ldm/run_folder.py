@@ -14,7 +14,8 @@ from ldm.errors import UserError
 from ldm.files import newest_first, sweep
 from ldm.locking import try_lock
 
-LOCK, CONFIG, CHECKPOINTS, ASIDE = ".ldm.lock", "fit.yaml", "checkpoints", ".overwritten"
+LOCK, CONFIG, CHECKPOINTS = ".ldm.lock", "fit.yaml", "checkpoints"
+ASIDE, GONE = ".overwritten", ".removed"  # what --overwrite moved, until the new training begins, and then
 WRITTEN = (CHECKPOINTS, "model", "pictures", "logs", "averages")  # folders of a stage that belong to one training
 
 
@@ -74,13 +75,15 @@ class RunFolder:
                 (self.path / name).rename(self.path / ASIDE / name)
 
     def clear(self) -> None:
-        """Remove what is set aside."""
+        """Remove what is set aside; a kill on the way leaves nothing that could be put back in part."""
         if found := sorted(folder.name for folder in (self.path / ASIDE).iterdir()):
             print(f"--overwrite: removed {', '.join(found)} of the run before in {self.path}")
-        shutil.rmtree(self.path / ASIDE)
+        (self.path / ASIDE).rename(self.path / GONE)
+        shutil.rmtree(self.path / GONE)
 
     def restore(self) -> None:
         """Put back what is still set aside, as the training in its place did not begin."""
+        shutil.rmtree(self.path / GONE, ignore_errors=True)
         if not (self.path / ASIDE).is_dir():
             return
         for folder in (self.path / ASIDE).iterdir():

@@ -182,6 +182,12 @@ def test_any_name_can_be_a_folders(name: str) -> None:
     assert Path(text) == Path(name)
 
 
+def test_a_home_folder_is_one_in_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for arguments in (["--run", "~/x"], ["--run=~/x"], ["--data.path", "~/x"], ["--data.path=~/x"]):
+        assert find_configs(arguments)[-1].rpartition("=")[2] == "/home/me/x"
+
+
 def test_every_end_leaves_a_checkpoint_and_a_saved_config_keeps_the_run(tmp_path: Path) -> None:
     run = stage1(tmp_path / "a", "--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1", steps=1000)
     assert main(run) == 0

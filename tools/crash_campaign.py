@@ -293,9 +293,9 @@ class Campaign:
             self.wrong.setdefault(row, []).append(problem)
             print(f"  {row}: {problem}", flush=True)
 
-    def goes_on(self, name: str, run: Path) -> str | None:
-        """Run the same command again; what is wrong with what it leaves."""
-        status = start(self.kinds[name].command(run), self.out / "log.txt", environment(name)).wait()
+    def goes_on(self, name: str, run: Path, again: Callable[[Path], int | None] | None = None) -> str | None:
+        """Run the same command again, in a child or as `again` does; what is wrong with what it leaves."""
+        status = again(run) if again else start(self.kinds[name].command(run), self.out / "log.txt", environment(name)).wait()
         if status != 0:
             return f"the same command again ends with {status}"
         try:
@@ -433,10 +433,10 @@ class Campaign:
         """Two processes that train stage 1 together."""
         script, log = self.out / "two.py", self.out / "ranks.txt"
         script.write_text(TWO)
-        kind, two = self.kinds["stage1"], ["--trainer.devices=2", "--trainer.strategy=ddp"]
+        kind = self.kinds["two ranks"] = self.kinds["stage1"]
 
         def begin(run: Path, fault: int = -1) -> subprocess.Popen[bytes]:
-            command = [sys.executable, str(script), *kind.command(run), *two]
+            command = [sys.executable, str(script), *kind.command(run), "--trainer.devices=2", "--trainer.strategy=ddp"]
             plain = {name: value for name, value in os.environ.items() if name != "LDM_SHORTEN"}
             with log.open("a") as file:
                 file.write(f"$ {' '.join(command)}\n")
@@ -446,7 +446,7 @@ class Campaign:
         reference = self.fresh("whole with two ranks")
         if begin(reference).wait(LIMIT):
             raise SystemExit(f"an uninterrupted training of two ranks failed: see {log}")
-        whole = kind.result(reference)
+        self.whole["two ranks"] = kind.result(reference)
         ways = ("SIGTERM to the first", "SIGINT to both", "the second is killed", "the first is killed", "a fault of the second")
         for i in range(count):
             way, run = ways[i % len(ways)], self.fresh("two ranks")
@@ -474,12 +474,8 @@ class Campaign:
             wanted = {ways[0]: 128 + signal.SIGTERM, ways[1]: 128 + signal.SIGINT, ways[3]: -signal.SIGKILL}.get(way, 1)
             problem = None if status == wanted else f"it ends with {status}"
             problem = f"it takes {took:.1f} s" if took > TOGETHER else problem
-            problem = problem or self.damaged("stage1", run)
-            if problem is None and begin(run).wait(LIMIT):
-                problem = "the same command again fails"
-            if problem is None and kind.result(run) != whole:
-                problem = "other bits"
-            self.note(row, problem or (f"left over: {left}" if (left := left_over(run)) else None))
+            problem = problem or self.damaged("two ranks", run)
+            self.note(row, problem or self.goes_on("two ranks", run, lambda run: begin(run).wait(LIMIT)))
 
     def table(self) -> str:
         rows = ["| what | tries | wrong | slowest end |", "|---|---|---|---|"]

@@ -1,7 +1,6 @@
 """Checkpoints that survive crashes and signals, and the model folder at the end."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -247,27 +246,26 @@ class ModelFolder(L.Callback):
 
     def __init__(self, path: str, half: bool = False) -> None:
         self.path, self.half, self.written = path, half, False
-        self._begun = -1  # the step at which training began
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._begun = trainer.global_step
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's loop returns at once where no step is left, and asks no callback before the devices are given back."""
         loop = trainer.fit_loop
 
-        def run(train: Callable[[], None] = loop.run) -> None:
-            train()
-            if self._is_at_end(trainer) and self._steps() != trainer.global_step:
+        def run() -> None:
+            del loop.run  # Lightning's again
+            begun = trainer.global_step
+            loop.run()
+            if not trainer.global_step == begun > 0:
+                return
+            if trainer.is_global_zero:
+                of, end = (f" of {trainer.max_steps}", "max_steps") if 0 < trainer.max_steps <= begun else ("", "max_epochs or max_time")
+                print(f"the run is at step {begun}{of}: nothing was left to train; raise --trainer.{end} to go on")
+            if self._steps() != begun:
                 trainer.validating = True
                 loop.epoch_loop.val_loop.run()
                 trainer.training = True
 
         loop.run = run  # type: ignore[method-assign]
-
-    def _is_at_end(self, trainer: L.Trainer) -> bool:
-        """Whether nothing was left to train."""
-        return not self.written and trainer.global_step > 0
 
     def _steps(self) -> int | None:
         """Of the model that is there; None: there is none, or a damaged one, which is written anew."""
@@ -279,21 +277,11 @@ class ModelFolder(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.written = True
         if trainer.is_global_zero:
-            if trainer.global_step == self._begun:
-                self._say_that_it_was_at_its_end(trainer)
             averaged = next((c.averaged for c in trainer.callbacks if isinstance(c, EMA)), {})  # type: ignore[attr-defined]
             stage: Any = pl_module
             model_folder.save(stage.model, self.path, stage.card(), averaged, self.half)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A run that goes on from its last step trains nothing, and Lightning then leaves `on_train_end` out."""
-        if self._is_at_end(trainer):
-            self._begun = trainer.global_step
+        if not self.written and trainer.global_step > 0:
             self.on_train_end(trainer, pl_module)
-        del trainer.fit_loop.run
-
-    @staticmethod
-    def _say_that_it_was_at_its_end(trainer: L.Trainer) -> None:
-        at_steps = 0 < trainer.max_steps <= trainer.global_step
-        of, end = (f" of {trainer.max_steps}", "max_steps") if at_steps else ("", "max_epochs or max_time")
-        print(f"the run is at step {trainer.global_step}{of}: nothing was left to train; raise --trainer.{end} to go on")

@@ -4,6 +4,8 @@ import csv
 import os
 import secrets
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,15 @@ class WandbLog(WandbLogger):
         if self._experiment is not None:
             self._experiment.finish(exit_code=0 if status == "success" else 1)
             self._experiment = None
+
+
+@contextmanager
+def wandb_may_fail(what: str) -> Iterator[None]:
+    """W&B does not decide whether a training goes on: where it fails here, a warning says `what` it does not do."""
+    try:
+        yield
+    except Exception as error:  # whatever it is: a network, a folder, a name
+        warnings.warn(f"W&B does not {what} ({' '.join(str(error).split())[:160]})", stacklevel=4)
 
 
 def _has_login() -> bool:

@@ -1,7 +1,6 @@
 """What a run shows: progress and pictures."""
 
 import time
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from ldm.callbacks.loggers import wandb_may_fail
 from ldm.data.transforms import as_image, grid
 from ldm.ranges import to_uint8
 from ldm.signals import Interrupted, breakable
@@ -77,7 +77,5 @@ class Pictures(L.Callback):
                 if isinstance(logger, WandbLogger):
                     # Lightning's count, which it gives the numbers of this validation, too: W&B drops what comes with an earlier step
                     step = trainer.fit_loop.epoch_loop._batches_that_stepped
-                    try:
+                    with wandb_may_fail("take the pictures of this validation"):
                         logger.log_image(f"val/{name}", shown, step=step, caption=captions or [""])
-                    except Exception as error:  # of W&B, which does not decide whether a training goes on
-                        warnings.warn(f"W&B did not take the pictures of this validation ({error})", stacklevel=2)

@@ -6,7 +6,6 @@ import resource
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldm import model_folder
 from ldm.callbacks.compile import Compile
 from ldm.callbacks.ema import EMA
-from ldm.callbacks.loggers import CSVLog, WandbLog
+from ldm.callbacks.loggers import CSVLog, WandbLog, wandb_may_fail
 from ldm.data.report import sentences
 from ldm.interfaces import Autoencoder
 from ldm.stages.training import logs_now
@@ -126,6 +125,8 @@ class Tracking(L.Callback):
         facts = {"steps": trainer.global_step, **(self._made_of or made_of(trainer, pl_module))}
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
+                if isinstance(stored := model_folder.load(self.model).model, Autoencoder):  # what stage 2 will call its first stage
+                    facts["model_fingerprint"] = model_folder.fingerprint(stored)
                 logger.experiment.log_artifact(as_artifact(Path(self.model), facts))
 
     def _lineage(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -136,18 +137,13 @@ class Tracking(L.Callback):
         """
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                try:
+                with wandb_may_fail("record what this run is made from"):
                     for used in inputs(self._made_of, getattr(pl_module, "made_from", ())):
                         logger.experiment._log_artifact(used, is_user_created=True, use_after_commit=True)
-                except Exception as error:  # of W&B, which does not decide whether a training runs
-                    warnings.warn(f"W&B does not record what this run is made from ({' '.join(str(error).split())[:160]})", stacklevel=2)
 
 
 def as_artifact(folder: Path, facts: dict[str, Any]) -> wandb.Artifact:
     """A model folder, or a checkpoint, under the name of its run and stage, such as `mine-autoencoder`."""
-    stored = model_folder.load(folder).model
-    if isinstance(stored, Autoencoder):  # what stage 2 will call its first stage
-        facts = {**facts, "model_fingerprint": model_folder.fingerprint(stored)}
     parts = folder.resolve().parts
     name = "-".join(parts[-3:-1] if folder.name == "model" else parts[-1:])
     artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9_.-]", "_", name)[-128:], "model", metadata=facts)  # what W&B allows as a name

@@ -208,6 +208,17 @@ def evaluate(cli: CLI, command: str) -> int:
     return 0
 
 
+def settle_trainer(trainer: Any) -> None:
+    """UserError for what Lightning allows and ldm does not; validations come by epochs where that is asked for."""
+    if sum(isinstance(one, EMA) for one in trainer.callbacks) > 1:
+        raise UserError("trainer.callbacks has EMA twice: change the one in a copy of trainer/cpu.yaml, and give that with -c")
+    if (precision := str(trainer.precision)).endswith("-true") and precision != "32-true":
+        raise UserError(f"trainer.precision is {precision}; allowed are 32-true, bf16-mixed and 16-mixed")
+    if isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch is not None:
+        print(f"validations come with check_val_every_n_epoch, not every {trainer.val_check_interval} batches")
+        trainer.val_check_interval = 1.0
+
+
 def main(command: str, arguments: list[str]) -> int:
     quiet()
     action: Literal["fill", "check", "prune"] = "fill"
@@ -219,18 +230,12 @@ def main(command: str, arguments: list[str]) -> int:
         require_writable(cli.folder.path)
         cli.model.settings = cli.settings
         cli.model.check(cli.datamodule)  # before loggers and devices are started
-        if hasattr(cli.model.model, "latents") and cli.datamodule.cache is not None:
+        if command in ("fit", "encode") and hasattr(cli.model.model, "latents") and cli.datamodule.cache is not None:
             require_writable(Path(cli.datamodule.cache), "--data.cache")
         if limit() is not None:
             for images in cli.datamodule.sets:
                 images.indices = images.indices[:IMAGES]
-        if sum(isinstance(one, EMA) for one in cli.trainer.callbacks) > 1:  # type: ignore[attr-defined]
-            raise UserError("trainer.callbacks has EMA twice: change the one in a copy of trainer/cpu.yaml, and give that with -c")
-        if isinstance(cli.trainer.val_check_interval, int) and cli.trainer.check_val_every_n_epoch is not None:  # type: ignore[attr-defined]
-            print(f"validations come with check_val_every_n_epoch, not every {cli.trainer.val_check_interval} batches")  # type: ignore[attr-defined]
-            cli.trainer.val_check_interval = 1.0  # type: ignore[attr-defined]
-        if (precision := str(cli.trainer.precision)).endswith("-true") and precision != "32-true":
-            raise UserError(f"trainer.precision is {precision}; allowed are 32-true, bf16-mixed and 16-mixed")
+        settle_trainer(cli.trainer)
         if command == "fit":
             return fit(cli)
         return encode(cli, action) if command == "encode" else evaluate(cli, command)

@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -12,6 +13,7 @@ import yaml
 
 from ldm.errors import UserError, nearest
 from ldm.files import read_yaml
+from ldm.paths import at_home
 from ldm.registry import current_arguments, current_path
 
 PACKAGE = Path(__file__).parent.parent
@@ -39,14 +41,11 @@ def find_configs(arguments: list[str]) -> list[str]:
             names.append(argument)
         elif argument.startswith("--config="):
             names.append(argument.partition("=")[2])
-        elif rest and rest[-1] == "--run":
-            rest.append(_plain_path(argument))
-        elif argument.startswith("--run="):
-            rest.append(f"--run={_plain_path(argument.partition('=')[2])}")
-        elif rest and rest[-1] == "--data.path":
-            rest.append(_as_text(argument))
-        elif argument.startswith("--data.path="):
-            rest.append(f"--data.path={_as_text(argument.partition('=')[2])}")
+        elif rest and rest[-1] in PATHS:
+            rest.append(PATHS[rest[-1]](argument))
+        elif argument.startswith(tuple(f"{name}=" for name in PATHS)):
+            name, _, value = argument.partition("=")
+            rest.append(f"{name}={PATHS[name](value)}")
         else:
             rest.append(_todays_option(argument))
     files = [file for name in _ordered(names) for file in find_config(name)]
@@ -93,10 +92,7 @@ def _without_number_of_classes(arguments: list[str]) -> list[str]:
 
 def _plain_path(path: str) -> str:
     """The same folder in one spelling, as other settings begin with it."""
-    if (expanded := os.path.expanduser(path)).startswith("~"):
-        name = expanded.split("/")[0]
-        raise UserError(f"{path!r} begins with the home folder of a user {name[1:]!r}, who is not known here: write ./{name} for a folder")
-    return _as_text(str(Path(expanded)))
+    return _as_text(str(Path(at_home(path))))
 
 
 def _as_text(path: str) -> str:
@@ -108,6 +104,10 @@ def _as_text(path: str) -> str:
     except yaml.YAMLError:
         same = False
     return path if (same and path[0] != "~") or not path else f"./{path}"
+
+
+# options whose values are paths: how they are spelt for YAML
+PATHS: dict[str, Callable[[str], str]] = {"--run": _plain_path, "--data.path": lambda path: _as_text(at_home(path))}
 
 
 def _todays_option(argument: str) -> str:

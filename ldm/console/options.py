@@ -1,7 +1,6 @@
 """A command's options as one table: parsing, help, configs, old spellings, and the nearest name for a wrong one."""
 
 import argparse
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ import yaml
 from ldm import model_folder, registry
 from ldm.console.configs import read_config
 from ldm.errors import UserError, nearest
+from ldm.paths import at_home
 
 WIDTH = 118  # columns of a help page
 
@@ -74,7 +74,7 @@ def path(text: str) -> str:
     """The type of a file or folder; an empty one is mostly a shell variable that was not set."""
     if not text.strip():
         raise UserError("empty: was a shell variable not set?")
-    return os.path.expanduser(text)  # not of Path, which would drop a trailing /
+    return at_home(text)
 
 
 def one_of(*allowed: str) -> Callable[[str], str]:

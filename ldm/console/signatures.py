@@ -222,11 +222,11 @@ def _arguments(args: ast.arguments) -> dict[str, Argument]:
 def as_number(value: Any) -> float | None:
     """A number, or text of one, such as 1e-3, which YAML takes for text."""
     try:
-        number = None if isinstance(value, bool) else float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    words = isinstance(value, str) and number is not None and math.isinf(number)  # infinity is .inf in YAML
-    return None if words or number is None or math.isnan(number) else number
+    words = isinstance(value, str) and math.isinf(number)  # infinity is .inf in YAML
+    return None if words or math.isnan(number) else number
 
 
 def _is_plain(value: Any, kind: str) -> bool:

@@ -50,13 +50,13 @@ def _shown(settings: Mapping[str, Any], name: str) -> str:
     return str(settings[name]) if name in settings else "(none)"
 
 
-def require_same_model(before: Any, now: Any, name: str = "model") -> None:
+def require_same_model(before: Any, now: Any, option: str = "model") -> None:
     """A UserError where a checkpoint's model is described otherwise than today's: its weights would mean something else.
 
-    name: the option that the description belongs to.  Classes are compared before their arguments.
+    option: what the description belongs to.  Classes are compared before their arguments.
     """
-    old, new = flat(before, name), flat(now, name)
-    for name in sorted(old.keys() & new.keys(), key=lambda name: (name.count("."), name)):
+    old, new = flat(before, option), flat(now, option)
+    for name in sorted(old.keys() & new.keys(), key=lambda one: (one.count("."), one)):
         if old[name] != new[name] and not name.endswith(FREE):
             raise UserError(
                 f"{name} is {new[name]}, in the checkpoint {old[name]}: a run goes on with the model that it began with; leave that "
@@ -77,12 +77,14 @@ def require_same_start(before: Any, now: Any) -> None:
 def follow_optimizer(checkpoint: dict[str, Any], configured: Mapping[str, Any]) -> None:
     """Put today's learning rates, their end, weight decay and betas into the checkpoint's optimizer and schedule.
 
-    configured: what configure_optimizers gives.  The moments and the number of steps stay the checkpoint's.
+    configured: what configure_optimizers gives.  The moments and the number of steps stay the checkpoint's; UserError where they are not
+    those of today's parameters.
     """
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     try:
         (state,), (schedule,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
         counts = [[len(group["params"]) for group in groups] for groups in (state["param_groups"], optimizer.param_groups)]
+        moments = {i: {one[name].shape for name in ("exp_avg", "exp_avg_sq")} for i, one in state["state"].items()}
         steps = int(schedule["last_epoch"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(DAMAGED) from error
@@ -91,19 +93,11 @@ def follow_optimizer(checkpoint: dict[str, Any], configured: Mapping[str, Any]) 
             f"{sum(counts[1])} tensors are trained, in the checkpoint {sum(counts[0])}: leave freeze, learn_variance and the adversary "
             "as they were, or start a new run from the checkpoint with --model.init"
         )
+    shapes = dict(enumerate(parameter.shape for group in optimizer.param_groups for parameter in group["params"]))
+    if any(shape != {shapes.get(i)} for i, shape in moments.items()):  # torch's own code would read beyond them
+        raise UserError(DAMAGED)
     rates = [base * factor(steps) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
     for group, today, rate in zip(state["param_groups"], optimizer.param_groups, rates, strict=True):
         group |= {name: value for name, value in today.items() if name != "params"}
         group["lr"] = rate
     schedule |= {"base_lrs": list(scheduler.base_lrs), "_last_lr": rates}
-
-
-def require_moments(checkpoint: Mapping[str, Any], configured: Mapping[str, Any]) -> None:
-    """A UserError where Adam's moments are not those of the parameters: torch's own code would read beyond them."""
-    parameters = [parameter for group in configured["optimizer"].param_groups for parameter in group["params"]]
-    try:
-        for i, moments in checkpoint["optimizer_states"][0]["state"].items():
-            if any(moments[name].shape != parameters[i].shape for name in ("exp_avg", "exp_avg_sq")):
-                raise ValueError(f"moments of parameter {i}")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UserError(DAMAGED) from error

@@ -21,7 +21,7 @@ from ldm.interfaces import Autoencoder, Batch, Conditioner, Posterior, TrainingD
 from ldm.latents.space import LatentSpace
 from ldm.ranges import to_float
 from ldm.stages.plain import PlainData, as_batch
-from ldm.stages.resume import changes, follow_optimizer, require_moments, require_same_model, require_same_start
+from ldm.stages.resume import changes, follow_optimizer, require_same_model, require_same_start
 from ldm.stages.vocabulary import by_name, follow, follow_moments, sentence, tables
 
 
@@ -187,11 +187,11 @@ class TrainingStage(L.LightningModule):
     def _follow_settings(self, checkpoint: dict[str, Any]) -> None:
         """Today's where they may differ from the checkpoint's, which is said; UserError where they may not."""
         entry = checkpoint[model_folder.CHECKPOINT_KEY]
-        if entry.get("settings"):
-            require_same_start(entry["settings"], self.settings)
         self._judge_first_stage_of(checkpoint)
-        if entry.get("settings") and self.settings and (differing := changes(entry["settings"], self.settings)):
-            self._say(f"other than in the checkpoint, and used from here on: {', '.join(differing)}")
+        if entry.get("settings") and self.settings:
+            require_same_start(entry["settings"], self.settings)
+            if differing := changes(entry["settings"], self.settings):
+                self._say(f"other than in the checkpoint, and used from here on: {', '.join(differing)}")
 
     def _judge_first_stage_of(self, checkpoint: dict[str, Any]) -> None:
         """A UserError where first_stage holds another autoencoder than the one that the checkpoint has learned with."""
@@ -233,7 +233,6 @@ class TrainingStage(L.LightningModule):
         if fitting:
             configured: Any = self.configure_optimizers()
             follow_optimizer(checkpoint, configured)
-            require_moments(checkpoint, configured)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The model's description goes into the checkpoint, so that it can be rebuilt from it alone."""
